@@ -1,0 +1,58 @@
+"""What a sandbox is asked to be. Values only; units are in the names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+MIB = 1024 * 1024
+
+
+class Tier(StrEnum):
+    """Isolation tiers, cheapest first. This release drives ``wasm`` and ``jail``."""
+
+    WASM = "wasm"
+    JAIL = "jail"
+
+
+class Strength(StrEnum):
+    """How much of the host's help the walls have: ``full`` needs root, ``user`` does not."""
+
+    USER = "user"
+    FULL = "full"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Bounds on one sandbox. Every one is enforced from outside the guest."""
+
+    memory_bytes: int = 512 * MIB
+    wall_seconds: float = 60.0
+    cpu: float = 1.0
+    pids: int = 64
+    open_files: int = 256
+    file_bytes: int = 256 * MIB
+    disk_bytes: int = 512 * MIB
+    inodes: int = 20_000
+    output_bytes: int = 8 * MIB
+    fuel: int | None = None
+    """Deterministic instruction limit, ``wasm`` only; ``None`` leaves wall time as the only bound."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mount:
+    """A host file the guest sees read-only at ``/inputs/<name>``. ``source`` is never a guest-chosen path."""
+
+    name: str
+    source: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class SandboxSpec:
+    """One sandbox. ``image`` is the tier's own name for what is inside (``python``, ``python-data``)."""
+
+    tier: Tier
+    image: str = "python"
+    limits: Limits = field(default_factory=Limits)
+    mounts: tuple[Mount, ...] = ()
