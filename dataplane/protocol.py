@@ -1,0 +1,296 @@
+"""The wire between a node and the control plane. JSON over HTTP, the node always calls.
+
+    POST /node/v1/register   Register            -> Registered
+    POST /node/v1/pull       PullRequest         -> PullResponse      (long poll; heartbeat and reports ride on it)
+    POST /node/v1/authorize  [AuthorizeRequest]  -> [AuthorizeAnswer]
+    POST /node/v1/results    [CallResult]        -> [Ack]
+    POST /node/v1/output     [OutputChunk]       -> [Ack]
+    PUT  /node/v1/artifacts?attempt=&fence=&name=&media_type=   bytes -> ArtifactRef
+    GET  /node/v1/artifacts/{id}?attempt=&fence=                      -> bytes
+
+Every message is a list whose elements are answered one by one, in order, each with its own fence. A node names only
+attempt, fence and call: who is asking, for which run and with which data labels is filled in by the control plane.
+Unknown fields are ignored on this wire, but a message whose ``requires`` names a feature the reader lacks is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+VERSION = 1
+FEATURES: frozenset[str] = frozenset({"freeze", "scrub", "tool_gateway"})
+"""What this version can be required to do."""
+
+
+class Wire(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """All messages: keyword-only, defaults left out, unknown fields ignored."""
+
+
+class Capacity(Wire):
+    cpu_milli: int
+    memory_bytes: int
+    slots: int
+    gpu: int = 0
+    gpu_memory_bytes: int = 0
+
+
+class ImageState(Wire):
+    tier: str
+    image: str
+    ready: bool
+    warm: int = 0
+    detail: str = ""
+
+
+class DataRoot(Wire):
+    """One exported root: ``data://NAME/REL`` opens files beneath it only. ``digest`` is over (path, size, mtime)."""
+
+    name: str
+    size_bytes: int
+    digest: str
+    files: int
+
+
+class Register(Wire):
+    """``identity`` is the node's stable secretless name; a new ``boot_id`` under it ends its earlier attempts."""
+
+    identity: str
+    boot_id: str
+    version: int
+    features: list[str]
+    capacity: Capacity
+    tiers: dict[str, str]  # tier -> strength
+    absent: dict[str, str] = {}  # tier -> why not
+    images: list[ImageState] = []
+    labels: dict[str, str] = {}
+    data: list[DataRoot] = []
+
+
+class Registered(Wire):
+    """``token`` is the short-lived bearer of this boot; it replaces the join token."""
+
+    node: str
+    token: str
+    heartbeat_seconds: float
+    lease_seconds: float
+    hold_seconds: float
+    requires: list[str] = []
+
+
+class Heartbeat(Wire):
+    """Rides on a pull. ``attempts`` are all the node holds (running or frozen) with their fences."""
+
+    free: Capacity
+    attempts: list[tuple[str, int]] = []
+    images: list[ImageState] | None = None
+    data: list[DataRoot] | None = None
+    cached_added: list[str] = []  # artifact digests
+    cached_removed: list[str] = []
+    draining: bool = False
+
+
+class SandboxRequest(Wire):
+    tier: str
+    image: str
+    memory_bytes: int
+    wall_seconds: float
+    cpu_milli: int = 1000
+
+
+class InputGrant(Wire):
+    """One input, mounted read-only at ``/inputs/<name>``: an artifact reference or a file of an exported root."""
+
+    name: str
+    artifact: str | None = None
+    digest: str | None = None
+    size_bytes: int | None = None
+    data: str | None = None  # "NAME/REL"
+
+
+class CodeWork(Wire):
+    language: Literal["python", "shell"]
+    source: str
+    sandbox: SandboxRequest
+    call: str | None = None
+    args: list[Any] = []
+    inputs: list[InputGrant] = []
+    tools: list[str] = []
+
+
+class SecretLease(Wire):
+    """A value for one outgoing request, in memory only. ``format`` has one ``{}`` for the value."""
+
+    name: str
+    header: str
+    format: str
+    value: str
+
+
+class HttpCall(Wire):
+    """A resolved, authorized HTTP request. ``private_allowed``: the platform's own data names this host."""
+
+    method: str
+    url: str
+    headers: dict[str, str] = {}
+    body: Any = None
+    secrets: list[SecretLease] = []
+    private_allowed: bool = False
+    timeout_seconds: float = 30.0
+    response_bytes_max: int = 4 * 1024 * 1024
+
+
+class BuiltinCall(Wire):
+    name: str  # noop, artifact.read, artifact.write
+    args: dict[str, Any] = {}
+
+
+class Performance(Wire):
+    """What the node must do for an authorized call; exactly one of ``http`` and ``builtin`` is set."""
+
+    key: str  # idempotency key, stable across attempts
+    http: HttpCall | None = None
+    builtin: BuiltinCall | None = None
+    output_schema: dict[str, Any] | None = None
+
+
+class Assignment(Wire):
+    """One attempt for this node. Exactly one of ``code`` and ``call`` is set."""
+
+    attempt: str
+    fence: int
+    run: str
+    path: str
+    number: int  # attempt number, 1-based; counts dispatches
+    wall_seconds: float
+    code: CodeWork | None = None
+    call: Performance | None = None
+    requires: list[str] = []
+    grant_revision: str = ""
+    v: int = 1
+
+
+class Directive(Wire):
+    """``cancel`` an attempt (reason), ``drain`` the node, ``prepare`` an image, ``rejoin`` after a lost registration."""
+
+    kind: Literal["cancel", "drain", "prepare", "rejoin"]
+    attempt: str = ""
+    fence: int = 0
+    reason: str = ""
+    tier: str = ""
+    image: str = ""
+
+
+class ArtifactRef(Wire):
+    """A reference, not a capability: ``id`` names it inside its tenant."""
+
+    id: str
+    name: str
+    digest: str
+    size_bytes: int
+    media_type: str
+
+
+class Report(Wire):
+    """How an attempt ended. ``reason``: ``sandboxes.execution.ExitReason`` for code, ``tool`` for a call.
+
+    ``platform_error`` set means the platform failed (``driver_failed``, ``fetch_failed``, ``lost``, ``frozen``):
+    no attempt of the step's own retries is burnt.
+    """
+
+    attempt: str
+    fence: int
+    code: int = 0
+    reason: str = "exited"
+    message: str = ""
+    has_result: bool = False
+    result: Any = None
+    schema_error: str | None = None
+    artifacts: list[ArtifactRef] = []
+    stdout_bytes: int = 0
+    stderr_bytes: int = 0
+    stdout_tail: str = ""  # at most 4 KiB
+    stderr_tail: str = ""
+    output_truncated: bool = False
+    error: dict[str, Any] | None = None  # a tool call's error {type, message, retryable}
+    platform_error: str | None = None
+    wall_seconds: float = 0.0
+    memory_peak_bytes: int | None = None
+
+
+class Ack(Wire):
+    """The answer to one element. ``stale``: the fence is no longer current, drop the work."""
+
+    ok: bool
+    stale: bool = False
+    message: str = ""
+
+
+class PullRequest(Wire):
+    """``lane`` "work" parks up to ``wait_seconds`` for assignments; "report" answers as soon as reports are durable."""
+
+    node: str
+    boot_id: str
+    lane: Literal["work", "report"] = "work"
+    max: int = 0
+    wait_seconds: float = 0.0
+    heartbeat: Heartbeat | None = None
+    reports: list[Report] = []
+
+
+class PullResponse(Wire):
+    assignments: list[Assignment] = []
+    directives: list[Directive] = []
+    acks: list[Ack] = []  # one for each report, same order
+
+
+class AuthorizeRequest(Wire):
+    """``call`` is the node's own number of the call within the attempt, for matching the answer."""
+
+    attempt: str
+    fence: int
+    call: int
+    tool: str
+    args: dict[str, Any] = {}
+
+
+class AuthorizeAnswer(Wire):
+    """``allow`` with ``perform``; or ``recorded`` (answered from the journal: ``value``); or a refusal in ``error``.
+
+    ``unavailable``: the policy cannot answer now; wait ``retry_seconds`` and ask again, nothing was decided.
+    """
+
+    call: int
+    allow: bool = False
+    perform: Performance | None = None
+    recorded: bool = False
+    value: Any = None
+    error: dict[str, Any] | None = None
+    stale: bool = False
+    unavailable: bool = False
+    retry_seconds: float = 0.0
+
+
+class CallResult(Wire):
+    """The outcome of one performed call; the guest sees it only after the ``Ack``."""
+
+    attempt: str
+    fence: int
+    key: str
+    ok: bool
+    value: Any = None
+    error: dict[str, Any] | None = None
+    artifacts: list[ArtifactRef] = []
+
+
+class OutputChunk(Wire):
+    """Bytes of one stream at an offset; a repeated chunk is harmless. Also carries progress and, on ``data``, text."""
+
+    attempt: str
+    fence: int
+    stream: Literal["stdout", "stderr", "progress"]
+    offset: int
+    data: bytes = b""
+    fraction: float = 0.0
+    text: str = ""
