@@ -1,0 +1,1 @@
+"""The control plane: API, durable journal, controller, authorization, secrets, artifacts."""

@@ -1,0 +1,1 @@
+"""Runs: state, pure transitions, the journal, and the controller that advances them."""
