@@ -123,6 +123,7 @@ class CallRow(SQLModel, table=True):
     path: str
     branch: int = 0
     attempt: str
+    number: int  # the node's number of the call within the attempt
     tool: str
     tool_digest: str
     effect: str  # none, stageable, immediate

@@ -124,7 +124,9 @@ def _transaction(connection: sqlite3.Connection, batch: list[_Entry]) -> None:
     connection.execute("BEGIN IMMEDIATE")
     try:
         for sql, rows in groups.items():
-            connection.executemany(sql, rows)
+            # Every row must have landed: an update whose condition no longer holds is a conflict, never a silent no.
+            if connection.executemany(sql, rows).rowcount != len(rows):
+                raise sqlite3.IntegrityError("the row changed since the transition was decided")
         connection.execute("COMMIT")
     except sqlite3.Error:
         if connection.in_transaction:
