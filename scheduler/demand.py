@@ -1,0 +1,81 @@
+"""What one step asks of the cluster. Values only; the control plane makes them from a ready step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+AUTO_TIERS = ("wasm", "jail")
+"""What ``tier="auto"`` chooses from on each node, cheapest first."""
+
+NO_LABELS: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataNeed:
+    """One input: ``key`` is ``data://NAME`` or an artifact digest.
+
+    ``pinned`` data cannot be moved: only a node that holds it can serve it. ``size_bytes`` is ``None`` when unknown.
+    """
+
+    key: str
+    size_bytes: int | None = None
+    pinned: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Demand:
+    """One step's needs. Every demand takes one slot of its node.
+
+    ``tier`` is ``None`` for a tool step, which needs no sandbox; ``"auto"`` takes on each node the first of
+    ``AUTO_TIERS`` whose image is ready there. A non-empty ``tiers_allowed`` narrows either. ``image=None`` accepts a
+    tier whatever its images. ``near`` changes the cost and never the feasibility. Higher ``priority`` goes first.
+
+    Raises ``ValueError`` for a negative amount, which would otherwise *add* capacity to a node.
+    """
+
+    id: str
+    tier: str | None = None
+    image: str | None = None
+    cpu_milli: int = 0
+    memory_bytes: int = 0
+    gpu: int = 0
+    gpu_memory_bytes: int = 0
+    labels: Mapping[str, str] = field(default_factory=lambda: NO_LABELS)
+    inputs: tuple[DataNeed, ...] = ()
+    near: tuple[str, ...] = ()
+    priority: int = 0
+    tiers_allowed: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.cpu_milli < 0 or self.memory_bytes < 0 or self.gpu < 0 or self.gpu_memory_bytes < 0:
+            raise ValueError(f"demand {self.id!r} asks for a negative amount")
+
+    def tier_options(self) -> tuple[str, ...]:
+        """The tiers that may serve this demand, in order of preference; empty for a tool step or when none may."""
+        if self.tier is None:
+            return ()
+        options = AUTO_TIERS if self.tier == "auto" else (self.tier,)
+        if self.tiers_allowed:
+            return tuple(tier for tier in options if tier in self.tiers_allowed)
+        return options
+
+
+Shape = tuple[object, ...]
+
+
+def shape_of(demand: Demand) -> Shape:
+    """All that placement looks at besides queue order: demands of one shape are interchangeable."""
+    return (
+        demand.cpu_milli,
+        demand.memory_bytes,
+        demand.tier,
+        demand.image,
+        demand.gpu,
+        demand.gpu_memory_bytes,
+        tuple(sorted(demand.labels.items())) if demand.labels else (),
+        demand.inputs,
+        demand.near,
+        demand.tiers_allowed,
+    )

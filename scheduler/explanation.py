@@ -1,0 +1,85 @@
+"""What a placement decision says about itself: nodes per filter, the best three with their costs, what blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class ReasonCode(StrEnum):
+    """Why a node, or all of them, cannot take a demand. The order of members is the order of the filters."""
+
+    NO_NODES = "no_nodes"
+    CORDONED = "cordoned"
+    DRAINING = "draining"
+    LOST = "lost"
+    LABELS = "labels"
+    TIER_UNAVAILABLE = "tier_unavailable"
+    IMAGE_NOT_READY = "image_not_ready"
+    DATA_NOT_EXPORTED = "data_not_exported"
+    GPU = "gpu"
+    CPU = "cpu"
+    MEMORY = "memory"
+    SLOTS = "slots"
+
+
+CODES = tuple(ReasonCode)
+"""Codes by number, as in the ``blocked`` column; number 0 there means the node can take the demand."""
+
+NUMBER = {code: number for number, code in enumerate(CODES)}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reason:
+    """One thing that keeps a demand waiting: ``message`` for people, ``fix`` the nearest way out.
+
+    ``nodes`` counts the nodes it excludes. ``permanent`` means no finishing work can help: something must be changed.
+    """
+
+    code: ReasonCode
+    message: str
+    fix: str
+    nodes: int
+    permanent: bool
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "code": self.code.value,
+            "message": self.message,
+            "fix": self.fix,
+            "nodes": self.nodes,
+            "permanent": self.permanent,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """A node that fits. ``cost_seconds`` is the sum of ``terms``, each in seconds."""
+
+    node: str
+    cost_seconds: float
+    terms: Mapping[str, float]
+
+    def to_json(self) -> dict[str, object]:
+        return {"node": self.node, "cost_seconds": self.cost_seconds, "terms": dict(self.terms)}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Explanation:
+    """``candidates`` nodes were looked at; ``filtered`` counts those excluded, each under its first failing filter,
+    so ``candidates - sum(filtered)`` nodes fit, and ``top`` holds the best three of them, the chosen one first.
+
+    Identical demands reserved together on one node share an explanation: it describes the first of them.
+    """
+
+    candidates: int
+    filtered: Mapping[ReasonCode, int]
+    top: tuple[Candidate, ...]
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "candidates": self.candidates,
+            "filtered": {code.value: count for code, count in self.filtered.items()},
+            "top": [candidate.to_json() for candidate in self.top],
+        }

@@ -1,0 +1,73 @@
+"""Capacity during one ``plan`` call: starts as the snapshot's free columns, and each reservation takes from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scheduler.cluster import LARGEST, Ints, Snapshot
+from scheduler.demand import Demand
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Needs:
+    """A demand's amounts, clamped so that column arithmetic cannot overflow."""
+
+    cpu_milli: int
+    memory_bytes: int
+    gpu: int
+    gpu_memory_bytes: int
+
+    @classmethod
+    def of(cls, demand: Demand) -> Needs:
+        most = 2 * LARGEST
+        return cls(
+            cpu_milli=min(demand.cpu_milli, most),
+            memory_bytes=min(demand.memory_bytes, most),
+            gpu=min(demand.gpu, most),
+            gpu_memory_bytes=min(demand.gpu_memory_bytes, most),
+        )
+
+
+class Ledger:
+    """What is left on each node. ``changes`` lists touched rows in order, so readers can catch up cheaply."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.cpu = snapshot.cpu_free.copy()
+        self.memory = snapshot.memory_free.copy()
+        self.slots = snapshot.slots_free.copy()
+        self.gpu = snapshot.gpu_free.copy()
+        self.changes: list[int] = []
+        self._snapshot = snapshot
+        self._warm: dict[tuple[str, str | None], Ints] = {}
+
+    def warm(self, tier: str, image: str | None) -> Ints:
+        """Idle sandboxes left of this tier and image, per node."""
+        column = self._warm.get((tier, image))
+        if column is None:
+            column = self._warm[tier, image] = self._snapshot.warm(tier, image)
+        return column
+
+    def room(self, row: int, needs: Needs) -> int:
+        """How many such demands still fit on the node."""
+        room = int(self.slots[row])
+        if needs.cpu_milli:
+            room = min(room, int(self.cpu[row]) // needs.cpu_milli)
+        if needs.memory_bytes:
+            room = min(room, int(self.memory[row]) // needs.memory_bytes)
+        if needs.gpu:
+            room = min(room, int(self.gpu[row]) // needs.gpu)
+        return room
+
+    def reserve(self, row: int, needs: Needs, count: int, tier: str | None, image: str | None) -> None:
+        """Take ``count`` times the needs. The caller has checked ``room``."""
+        self.slots[row] -= count
+        if needs.cpu_milli:
+            self.cpu[row] -= count * needs.cpu_milli
+        if needs.memory_bytes:
+            self.memory[row] -= count * needs.memory_bytes
+        if needs.gpu:
+            self.gpu[row] -= count * needs.gpu
+        if tier is not None:
+            warm = self.warm(tier, image)
+            warm[row] = max(0, int(warm[row]) - count)
+        self.changes.append(row)

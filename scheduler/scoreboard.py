@@ -1,0 +1,119 @@
+"""Every node's verdict and cost for one shape of demand, kept current while a ``plan`` call reserves capacity.
+
+Built once per shape with column arithmetic; afterwards only nodes that a reservation touched are computed again, so a
+batch of identical demands costs little more than its bookkeeping.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from scheduler.cluster import Snapshot
+from scheduler.demand import Demand
+from scheduler.explanation import CODES, Candidate, Explanation
+from scheduler.feasibility import capacity_filter_at, capacity_filters, fixed_filters, tier_choice
+from scheduler.ledger import Ledger, Needs
+from scheduler.scoring import WARM_SECONDS, Packing, cold_seconds, fixed_terms, start_column
+
+NOWHERE = float("inf")
+TOP = 3
+
+
+class Scoreboard:
+    """Verdicts and costs of one shape against one ledger. ``best`` is ``-1`` when no node fits."""
+
+    def __init__(self, snapshot: Snapshot, ledger: Ledger, demand: Demand) -> None:
+        self.needs = Needs.of(demand)
+        self._snapshot = snapshot
+        self._ledger = ledger
+        self._image = demand.image
+        self._options = demand.tier_options()
+        self._choice, self.readiness = tier_choice(snapshot, demand)
+        self._packing = Packing(snapshot, self.needs)
+        self._terms = fixed_terms(snapshot, demand)
+        self._fixed = np.zeros(len(snapshot), dtype=np.float64)
+        for term in self._terms.values():
+            self._fixed += term
+        self._passed = fixed_filters(snapshot, demand, self.needs, self.readiness)
+        self._recompute()
+
+    def _recompute(self) -> None:
+        self.blocked = capacity_filters(self._ledger, self.needs, self._passed)
+        self._counts = np.bincount(self.blocked, minlength=len(CODES)).tolist()
+        cost = self._fixed
+        if self._options:
+            cost = cost + start_column(self._ledger, self._options, self._image, self._choice)
+        cost = cost + self._packing.column(self._ledger)
+        self._cost = np.where(self.blocked == 0, cost, NOWHERE)
+        self._seen = len(self._ledger.changes)
+
+    def catch_up(self) -> None:
+        """Bring nodes that were reserved on since the last call up to date."""
+        changes = self._ledger.changes
+        if len(changes) - self._seen > max(8, len(self._snapshot) // 8):
+            self._recompute()
+            return
+        for row in changes[self._seen :]:
+            if self.blocked[row]:
+                continue  # capacity only shrinks within a call
+            verdict = capacity_filter_at(self._ledger, self.needs, row)
+            if verdict:
+                self.blocked[row] = verdict
+                self._counts[0] -= 1
+                self._counts[verdict] += 1
+                self._cost[row] = NOWHERE
+            else:
+                cost = float(self._fixed[row])
+                if self._options:
+                    cost += self._start_at(row)
+                self._cost[row] = cost + self._packing.at(self._ledger, row)
+        self._seen = len(changes)
+
+    @property
+    def best(self) -> int:
+        """Row of the cheapest node that fits, the first among equals."""
+        if not self._counts[0]:
+            return -1
+        return int(self._cost.argmin())
+
+    def tier_at(self, row: int) -> str | None:
+        """The tier this node would use."""
+        return self._options[int(self._choice[row])] if self._options else None
+
+    def uniform_room(self, row: int) -> int:
+        """How many such demands fit on the node before its start cost changes."""
+        room = self._ledger.room(row, self.needs)
+        tier = self.tier_at(row)
+        if tier is not None:
+            warm = int(self._ledger.warm(tier, self._image)[row])
+            if warm:
+                return min(room, warm)
+        return room
+
+    def explanation(self) -> Explanation:
+        """The decision as it stands now."""
+        cost = self._cost
+        fitting = self._counts[0]
+        top: list[tuple[int, float]] = []
+        while len(top) < min(TOP, fitting):
+            row = int(cost.argmin())
+            top.append((row, float(cost[row])))
+            cost[row] = NOWHERE
+        for row, value in top:
+            cost[row] = value
+        return Explanation(
+            candidates=len(self._snapshot),
+            filtered={CODES[number]: count for number, count in enumerate(self._counts) if count and number},
+            top=tuple(self._candidate(row) for row, _ in top),
+        )
+
+    def _start_at(self, row: int) -> float:
+        tier = self._options[int(self._choice[row])]
+        return WARM_SECONDS if self._ledger.warm(tier, self._image)[row] > 0 else cold_seconds(tier)
+
+    def _candidate(self, row: int) -> Candidate:
+        terms = {name: float(term[row]) for name, term in self._terms.items()}
+        if self._options:
+            terms["sandbox_start"] = self._start_at(row)
+        terms["packing"] = self._packing.at(self._ledger, row)
+        return Candidate(node=self._snapshot.nodes[row].id, cost_seconds=sum(terms.values()), terms=terms)

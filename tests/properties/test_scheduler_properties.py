@@ -1,0 +1,191 @@
+"""What must hold for every cluster and every queue."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import replace
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scheduler.cluster import NodeView, Snapshot, Unschedulable
+from scheduler.demand import DataNeed, Demand
+from scheduler.planner import Placement, plan
+
+KEYS = ("data://a", "data://b", "sha256:1")
+IMAGES = ("python", "python-data")
+TIERS = ("wasm", "jail")
+amounts = st.integers(0, 6)
+
+
+@st.composite
+def node_views(draw: st.DrawFn) -> NodeView:
+    totals = {name: draw(amounts) for name in ("cpu", "memory", "slots", "gpu")}
+    free = {name: draw(st.integers(0, total)) for name, total in totals.items()}
+    return NodeView(
+        id="",
+        name="",
+        tiers=draw(st.dictionaries(st.sampled_from(TIERS), st.dictionaries(st.sampled_from(IMAGES), st.booleans()))),
+        cpu_milli_free=free["cpu"],
+        cpu_milli_total=totals["cpu"],
+        memory_free=free["memory"],
+        memory_total=totals["memory"],
+        slots_free=free["slots"],
+        slots_total=totals["slots"],
+        gpu_free=free["gpu"],
+        gpu_total=totals["gpu"],
+        gpu_memory_bytes=draw(amounts),
+        labels=draw(st.dictionaries(st.just("zone"), st.sampled_from("xy"))),
+        holds=draw(st.frozensets(st.sampled_from(KEYS))),
+        schedulable=draw(st.sampled_from((True, True, True, False))),
+        unschedulable=draw(st.sampled_from((None, *Unschedulable))),
+        bandwidth_bytes_per_second=draw(st.sampled_from((1e6, 1e8))),
+        wait_seconds=draw(st.sampled_from((0.0, 0.5))),
+        warm=draw(
+            st.dictionaries(st.tuples(st.sampled_from(TIERS), st.sampled_from(IMAGES)), st.integers(0, 3), max_size=2)
+        ),
+    )
+
+
+@st.composite
+def clusters(draw: st.DrawFn) -> Snapshot:
+    views = draw(st.lists(node_views(), max_size=6))
+    return Snapshot(tuple(replace(view, id=f"n{i}", name=f"node {i}") for i, view in enumerate(views)))
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> Demand:
+    return Demand(
+        id="",
+        tier=draw(st.sampled_from((None, "auto", "wasm", "jail"))),
+        image=draw(st.sampled_from((None, *IMAGES))),
+        cpu_milli=draw(st.integers(0, 3)),
+        memory_bytes=draw(st.integers(0, 3)),
+        gpu=draw(st.sampled_from((0, 0, 0, 1, 2))),
+        gpu_memory_bytes=draw(st.integers(0, 3)),
+        labels=draw(st.sampled_from(({}, {}, {"zone": "x"}))),
+        inputs=draw(
+            st.sampled_from(
+                (
+                    (),
+                    (),
+                    (DataNeed(key="data://a", size_bytes=10**7),),
+                    (DataNeed(key="data://b", pinned=True),),
+                )
+            )
+        ),
+        near=draw(st.sampled_from(((), ("sha256:1",)))),
+        priority=draw(st.integers(0, 1)),
+        tiers_allowed=draw(st.sampled_from(((), (), ("jail",)))),
+    )
+
+
+@st.composite
+def queues(draw: st.DrawFn) -> tuple[Demand, ...]:
+    """Queues with repeats, both adjacent and interleaved, as maps over shards make them."""
+    kinds = draw(st.lists(shapes(), min_size=1, max_size=3))
+    order = draw(st.lists(st.integers(0, len(kinds) - 1), max_size=20))
+    return tuple(replace(kinds[kind], id=f"d{position}") for position, kind in enumerate(order))
+
+
+def may_hold(view: NodeView, asked: Demand, placement: Placement) -> bool:
+    """The filters, written the slow and obvious way."""
+    if not view.schedulable or any(view.labels.get(key) != value for key, value in asked.labels.items()):
+        return False
+    if any(need.pinned and need.key not in view.holds for need in asked.inputs):
+        return False
+    if asked.gpu and view.gpu_memory_bytes < asked.gpu_memory_bytes:
+        return False
+    if asked.tier is None:
+        return placement.tier is None
+    if asked.tiers_allowed and placement.tier not in asked.tiers_allowed:
+        return False
+    if asked.tier != "auto" and placement.tier != asked.tier:
+        return False
+    images = view.tiers.get(placement.tier or "", None)
+    return images is not None and (asked.image is None or images.get(asked.image, False))
+
+
+@settings(max_examples=200, deadline=None)
+@given(clusters(), queues())
+def test_plans_are_safe_total_and_deterministic(snapshot: Snapshot, queue: tuple[Demand, ...]) -> None:
+    result = plan(snapshot, queue)
+    assert result == plan(Snapshot(snapshot.nodes), queue)
+
+    outcomes = [placement.demand for placement in result.placements] + [waiting.demand for waiting in result.waiting]
+    assert sorted(outcomes) == sorted(asked.id for asked in queue)
+    assert all(waiting.reasons for waiting in result.waiting)
+
+    views = {view.id: view for view in snapshot.nodes}
+    by_id = {asked.id: asked for asked in queue}
+    used: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
+    for placement in result.placements:
+        asked = by_id[placement.demand]
+        assert may_hold(views[placement.node], asked, placement)
+        for position, amount in enumerate((asked.cpu_milli, asked.memory_bytes, asked.gpu, 1)):
+            used[placement.node][position] += amount
+    for node_id, taken in used.items():
+        view = views[node_id]
+        free = (view.cpu_milli_free, view.memory_free, view.gpu_free, view.slots_free)
+        assert all(amount <= limit for amount, limit in zip(taken, free, strict=True))
+
+
+@settings(max_examples=200, deadline=None)
+@given(clusters(), queues())
+def test_explanations_add_up(snapshot: Snapshot, queue: tuple[Demand, ...]) -> None:
+    result = plan(snapshot, queue)
+    for placement in result.placements:
+        why = placement.explanation
+        fitting = why.candidates - sum(why.filtered.values())
+        assert len(why.top) == min(3, fitting) >= 1
+        assert why.top[0].node == placement.node
+        assert [top.cost_seconds for top in why.top] == sorted(top.cost_seconds for top in why.top)
+        for top in why.top:
+            assert math.isclose(top.cost_seconds, sum(top.terms.values()))
+            assert all(term >= 0 for term in top.terms.values())
+    for waiting in result.waiting:
+        assert waiting.explanation.candidates == sum(waiting.explanation.filtered.values()) == len(snapshot)
+        assert sum(reason.nodes for reason in waiting.reasons) == len(snapshot)
+
+
+def _after(snapshot: Snapshot, asked: Demand, placement: Placement) -> Snapshot:
+    """The cluster once the placement holds its capacity, built from scratch."""
+
+    def less(view: NodeView) -> NodeView:
+        if view.id != placement.node:
+            return view
+        warm = dict(view.warm)
+        if placement.tier is not None:
+            key = (placement.tier, placement.image)
+            warm[key] = max(0, warm.get(key, 0) - 1)
+        return replace(
+            view,
+            cpu_milli_free=view.cpu_milli_free - asked.cpu_milli,
+            memory_free=view.memory_free - asked.memory_bytes,
+            gpu_free=view.gpu_free - asked.gpu,
+            slots_free=view.slots_free - 1,
+            warm=warm,
+        )
+
+    return Snapshot(tuple(less(view) for view in snapshot.nodes))
+
+
+@settings(max_examples=200, deadline=None)
+@given(clusters(), queues())
+def test_a_batch_is_placed_as_one_by_one(snapshot: Snapshot, queue: tuple[Demand, ...]) -> None:
+    """Batching is only speed: planning each demand alone on what the earlier ones left gives the same nodes."""
+    together = {placement.demand: (placement.node, placement.tier) for placement in plan(snapshot, queue).placements}
+    alone = {}
+    for asked in sorted(queue, key=lambda item: -item.priority):
+        for placement in plan(snapshot, [asked]).placements:
+            alone[asked.id] = (placement.node, placement.tier)
+            snapshot = _after(snapshot, asked, placement)
+    assert together == alone
+
+
+@settings(max_examples=200, deadline=None)
+@given(clusters(), node_views(), shapes())
+def test_another_node_never_makes_a_demand_wait(snapshot: Snapshot, extra: NodeView, asked: Demand) -> None:
+    more = Snapshot((*snapshot.nodes, replace(extra, id="extra", name="extra")))
+    assert len(plan(more, [asked]).placements) >= len(plan(snapshot, [asked]).placements)

@@ -1,0 +1,204 @@
+"""Placement, case by case: what is chosen, what waits, and what is said about it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from scheduler.cluster import NodeView, Snapshot, Unschedulable
+from scheduler.demand import DataNeed, Demand
+from scheduler.explanation import ReasonCode
+from scheduler.planner import plan
+
+GIB = 1024**3
+
+
+def node(name: str, **changes: Any) -> NodeView:
+    view: dict[str, Any] = {
+        "id": f"id-{name}",
+        "name": name,
+        "tiers": {"wasm": {"python": True}, "jail": {"python": True}},
+        "cpu_milli_free": 4000,
+        "cpu_milli_total": 4000,
+        "memory_free": 8 * GIB,
+        "memory_total": 8 * GIB,
+        "slots_free": 16,
+        "slots_total": 16,
+    }
+    return NodeView(**(view | changes))
+
+
+def demand(id: str = "d", **changes: Any) -> Demand:
+    asked: dict[str, Any] = {"tier": "wasm", "image": "python", "cpu_milli": 1000, "memory_bytes": GIB}
+    return Demand(id=id, **(asked | changes))
+
+
+def chosen(nodes: list[NodeView], asked: Demand) -> str:
+    (placement,) = plan(Snapshot(tuple(nodes)), [asked]).placements
+    return placement.node.removeprefix("id-")
+
+
+def refused(nodes: list[NodeView], asked: Demand) -> tuple[ReasonCode, str, str, bool]:
+    result = plan(Snapshot(tuple(nodes)), [asked])
+    assert result.placements == ()
+    (waiting,) = result.waiting
+    reason = waiting.reasons[0]
+    return reason.code, reason.message, reason.fix, reason.permanent
+
+
+def test_data_on_a_node_draws_the_step_there() -> None:
+    nodes = [node("a"), node("b", holds=frozenset({"data://logs"}))]
+    assert chosen(nodes, demand(inputs=(DataNeed(key="data://logs", size_bytes=10**9),))) == "b"
+    assert chosen(nodes, demand()) == "a"
+
+
+def test_near_is_a_preference_and_never_blocks() -> None:
+    busy = node("b", holds=frozenset({"data://logs"}), cpu_milli_free=0)
+    assert chosen([node("a"), node("b", holds=frozenset({"data://logs"}))], demand(near=("data://logs",))) == "b"
+    assert chosen([node("a"), busy], demand(near=("data://logs",))) == "a"
+    assert chosen([node("a")], demand(near=("data://nowhere",))) == "a"
+
+
+def test_moving_bytes_is_compared_with_waiting_in_seconds() -> None:
+    holder = node("b", holds=frozenset({"sha256:1"}), wait_seconds=5.0)
+    small, large = (
+        demand(inputs=(DataNeed(key="sha256:1", size_bytes=size),)) for size in (125_000_000, 1_250_000_000)
+    )
+    assert chosen([node("a"), holder], small) == "a"
+    assert chosen([node("a"), holder], large) == "b"
+
+
+def test_a_warm_sandbox_wins_and_is_used_once() -> None:
+    nodes = (node("a"), node("b", warm={("wasm", "python"): 1}))
+    result = plan(Snapshot(nodes), [demand("1"), demand("2")])
+    # The second finds no warm sandbox, and of two cold nodes the fuller one is packed.
+    assert [placement.node for placement in result.placements] == ["id-b", "id-b"]
+    costs = [placement.explanation.top[0].terms["sandbox_start"] for placement in result.placements]
+    assert costs == [0.002, 0.010]
+
+
+def test_the_fuller_node_is_packed_first_then_the_earlier_one() -> None:
+    assert chosen([node("a"), node("b", cpu_milli_free=2000)], demand()) == "b"
+    assert chosen([node("a"), node("b")], demand()) == "a"
+
+
+def test_steps_without_gpu_stay_off_gpu_nodes_while_they_can() -> None:
+    gpu = node("gpu", gpu_free=8, gpu_total=8, gpu_memory_bytes=80 * GIB)
+    assert chosen([gpu, node("plain")], demand()) == "plain"
+    assert chosen([gpu, node("plain", cpu_milli_free=0)], demand()) == "gpu"
+    assert chosen([node("plain"), gpu], demand(gpu=8)) == "gpu"
+
+
+def test_auto_takes_wasm_first_and_jail_where_only_that_is_ready() -> None:
+    half = node("a", tiers={"wasm": {"python": False}, "jail": {"python": True}})
+    (placement,) = plan(Snapshot((half,)), [demand(tier="auto")]).placements
+    assert placement.tier == "jail"
+    (placement,) = plan(Snapshot((node("a"),)), [demand(tier="auto")]).placements
+    assert placement.tier == "wasm"
+    (placement,) = plan(Snapshot((node("a"),)), [demand(tier="auto", tiers_allowed=("jail",))]).placements
+    assert placement.tier == "jail"
+
+
+def test_a_tool_step_needs_no_tier() -> None:
+    (placement,) = plan(Snapshot((node("a", tiers={}),)), [demand(tier=None)]).placements
+    assert (placement.tier, placement.image) == (None, None)
+
+
+def test_priority_goes_first_and_equals_keep_their_order() -> None:
+    one_slot = Snapshot((node("a", slots_free=2),))
+    result = plan(one_slot, [demand("low"), demand("high", priority=5), demand("low2")])
+    assert [placement.demand for placement in result.placements] == ["high", "low"]
+    assert [waiting.demand for waiting in result.waiting] == ["low2"]
+
+
+def test_a_large_step_that_waits_does_not_hold_up_a_small_one() -> None:
+    result = plan(Snapshot((node("a"),)), [demand("large", cpu_milli=9000), demand("small")])
+    assert [placement.demand for placement in result.placements] == ["small"]
+
+
+def test_alternating_shapes_share_the_same_capacity() -> None:
+    queue = [demand(str(i), cpu_milli=1000 if i % 2 else 500) for i in range(8)]
+    result = plan(Snapshot((node("a"), node("b", cpu_milli_total=2000, cpu_milli_free=2000))), queue)
+    assert len(result.placements) == 8
+    taken = {"id-a": 0, "id-b": 0}
+    for placement in result.placements:
+        taken[placement.node] += 1000 if int(placement.demand) % 2 else 500
+    assert taken["id-a"] <= 4000 and taken["id-b"] <= 2000
+
+
+@pytest.mark.parametrize(
+    ("nodes", "asked", "code", "permanent"),
+    [
+        ([], {}, ReasonCode.NO_NODES, True),
+        ([{"schedulable": False}], {}, ReasonCode.CORDONED, True),
+        ([{"schedulable": False, "unschedulable": Unschedulable.DRAINING}], {}, ReasonCode.DRAINING, True),
+        ([{"schedulable": False, "unschedulable": Unschedulable.LOST}], {}, ReasonCode.LOST, False),
+        ([{}], {"labels": {"zone": "x"}}, ReasonCode.LABELS, True),
+        ([{"tiers": {"jail": {"python": True}}}], {}, ReasonCode.TIER_UNAVAILABLE, True),
+        ([{}], {"tiers_allowed": ("jail",)}, ReasonCode.TIER_UNAVAILABLE, True),
+        ([{}], {"image": "python-data"}, ReasonCode.IMAGE_NOT_READY, True),
+        ([{"tiers": {"wasm": {"python": False}}}], {}, ReasonCode.IMAGE_NOT_READY, False),
+        ([{}], {"inputs": (DataNeed(key="data://x", pinned=True),)}, ReasonCode.DATA_NOT_EXPORTED, True),
+        ([{}], {"gpu": 1}, ReasonCode.GPU, True),
+        ([{"gpu_total": 2, "gpu_free": 0}], {"gpu": 1}, ReasonCode.GPU, False),
+        (
+            [{"gpu_total": 1, "gpu_free": 1, "gpu_memory_bytes": GIB}],
+            {"gpu": 1, "gpu_memory_bytes": 2 * GIB},
+            ReasonCode.GPU,
+            True,
+        ),
+        ([{"cpu_milli_free": 0}], {}, ReasonCode.CPU, False),
+        ([{}], {"cpu_milli": 4001}, ReasonCode.CPU, True),
+        ([{"memory_free": 0}], {}, ReasonCode.MEMORY, False),
+        ([{}], {"memory_bytes": 10**40}, ReasonCode.MEMORY, True),
+        ([{"slots_free": 0}], {}, ReasonCode.SLOTS, False),
+        ([{"slots_free": 0, "slots_total": 0}], {}, ReasonCode.SLOTS, True),
+    ],
+)
+def test_each_refusal_has_its_code_and_says_whether_waiting_helps(
+    nodes: list[dict[str, Any]], asked: dict[str, Any], code: ReasonCode, permanent: bool
+) -> None:
+    got, message, fix, forever = refused([node("a", **changes) for changes in nodes], demand(**asked))
+    assert (got, forever) == (code, permanent)
+    assert message and fix
+
+
+def test_busy_and_too_small_are_told_apart_with_the_nearest_fix() -> None:
+    nodes = [node("a", memory_free=GIB), node("b", memory_free=2 * GIB)]
+    _, message, fix, _ = refused(nodes, demand(memory_bytes=3 * GIB))
+    assert message == "2 nodes could take it but lack memory now (it asks for 3 GiB)"
+    assert fix == "wait: it would fit on node b with 1 GiB more free; or ask for less"
+    _, message, fix, _ = refused(nodes, demand(memory_bytes=9 * GIB, cpu_milli=4000))
+    assert message == "2 nodes can never take it: it asks for 9 GiB, which exceeds what they have in total"
+    assert fix == "ask for less or join a larger node: it would fit on node a with 1 GiB more"
+
+
+def test_a_missing_tier_repeats_the_nodes_own_reason() -> None:
+    bare = node("a", tiers={}, tiers_absent={"jail": "bubblewrap is not installed"})
+    assert "bubblewrap is not installed" in refused([bare], demand(tier="jail"))[1]
+
+
+def test_the_explanation_counts_every_node_once_and_prints_as_json() -> None:
+    nodes = (node("a", slots_free=0), node("b", schedulable=False), node("c"), node("d"))
+    (placement,) = plan(Snapshot(nodes), [demand()]).placements
+    printed = placement.explanation.to_json()
+    assert printed["candidates"] == 4
+    assert printed["filtered"] == {"cordoned": 1, "slots": 1}
+    assert [top.node for top in placement.explanation.top] == ["id-c", "id-d"]
+
+
+def test_a_node_that_lies_harms_only_itself() -> None:
+    liar = node(
+        "liar",
+        cpu_milli_free=10**40,
+        memory_free=-5,
+        bandwidth_bytes_per_second=float("nan"),
+        wait_seconds=float("nan"),
+    )
+    assert chosen([liar, node("honest")], demand()) == "honest"
+
+
+def test_negative_needs_are_refused() -> None:
+    with pytest.raises(ValueError, match="negative"):
+        demand(cpu_milli=-1)
