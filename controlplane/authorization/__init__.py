@@ -1,0 +1,17 @@
+"""Asks policy before anything happens, obeys, and can explain the answer.
+
+values.py        question, decision, reason, obligation; the failure ``PolicyUnavailable``
+engine.py        the port: questions in, decisions out
+enforcement.py   the enforcement point: total and default-deny, whatever the engine answers
+schemas.py       what a question may contain, checked before an engine sees it
+answers.py       an engine's raw answer made a decision, or a denial that says what is wrong with it
+masking.py       what of a question may be stored
+bundle.py        policy files and data, their revision, and where each reason code is written
+profile.py       the portable part of Rego, checked when a bundle is loaded
+syntax.py        walks regorus' syntax tree, for the two above
+embedded.py      the engine for one machine: regorus in worker processes
+worker_process.py, worker.py   one such process, seen from outside and from inside
+rule_tests.py    runs a bundle's ``test_`` rules with coverage
+explanation.py   a decision as text for people
+testing.py       StaticEngine, the double that passes the same conformance suite
+"""

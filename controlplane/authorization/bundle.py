@@ -1,0 +1,151 @@
+"""Policy files and data made one value: checked, content-addressed, with an index from reason code to rule.
+
+    shipped   policies/{runtime,lib,tenant}/**.rego, policies/data.json, policies/schemas/
+    overlay   DIR/**.rego   packages tenant.{workflow,data,tool,secret,egress}: `deny` rules, which only narrow
+              DIR/data.json {"tenants": {...}}, merged key by key over the shipped one
+
+The person who starts the control plane names the overlays: their data may grant, their rules may only deny.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import policies
+from controlplane.authorization.profile import PolicyInvalid, findings
+from controlplane.authorization.syntax import Node, nodes, package_of, parse, rule_name
+from controlplane.authorization.values import EntryPoint
+
+SHIPPED = Path(policies.__file__).parent
+_SHIPPED_ROOTS = ("runtime", "lib", "tenant", "tenants")
+_TENANT_ROOTS = ("tenants", "lib")
+_TENANT_PACKAGES = frozenset(entry.value.replace("runtime.", "tenant.") for entry in EntryPoint)
+_LONGEST_FILE_BYTES = 256 * 1024
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bundle:
+    """One policy. ``files`` are what decides, ``tests`` the ``_test.rego`` beside them; paths name them to people."""
+
+    files: Mapping[str, str]
+    tests: Mapping[str, str] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    rules: Mapping[str, str] = field(default_factory=dict)
+    revision: str
+
+    @property
+    def data_json(self) -> str:
+        """The data as engines take it."""
+        return json.dumps(self.data)
+
+
+def load_bundle(overlays: Sequence[Path] = (), *, shipped: Path = SHIPPED) -> Bundle:
+    """The shipped bundle with ``overlays`` on it. Raises: PolicyInvalid, with every finding."""
+    files: dict[str, str] = {}
+    wrong: list[str] = []
+    data = _data(shipped, wrong) or {}
+    for directory in (shipped, *overlays):
+        is_overlay = directory is not shipped
+        if not directory.is_dir():
+            wrong.append(f"{directory}: is no directory.")
+            continue
+        files.update(_rego(directory, wrong))
+        if is_overlay:
+            extra = _data(directory, wrong)
+            for key in sorted(set(extra) - {"tenants"}):
+                wrong.append(f"{directory.name}/data.json:1: only `tenants` may be given here, not {key!r}.")
+            data = _merged(data, {"tenants": extra.get("tenants", {})})
+    return bundle_of(files, data, shipped_prefix=f"{shipped.name}/", wrong=wrong)
+
+
+def bundle_of(
+    files: Mapping[str, str], data: Mapping[str, Any], *, shipped_prefix: str = "", wrong: Sequence[str] = ()
+) -> Bundle:
+    """A checked bundle from texts. Files whose path begins with ``shipped_prefix`` are the platform's.
+    Raises: PolicyInvalid, with every finding."""
+    found = list(wrong)
+    rules: dict[str, str] = {}
+    for path, text in files.items():
+        try:
+            tree = parse(path, text)
+        except ValueError as problem:
+            found.append(f"{path}:1: {problem}")
+            continue
+        is_platform = path.startswith(shipped_prefix)
+        roots = _SHIPPED_ROOTS if is_platform else _TENANT_ROOTS
+        if not is_platform and package_of(tree).removesuffix("_test") not in _TENANT_PACKAGES:
+            found.append(
+                f"{path}:1: package {package_of(tree)} is not yours; use {', '.join(sorted(_TENANT_PACKAGES))}."
+            )
+        found.extend(findings(path, tree, is_test=_is_test(path), roots=roots))
+        if not _is_test(path):
+            rules.update({code: f"{path}:{line}" for code, line in _codes(tree)} | rules)
+    if found:
+        raise PolicyInvalid(list(dict.fromkeys(found)))
+    deciding = {path: text for path, text in sorted(files.items()) if not _is_test(path)}
+    canonical = json.dumps([deciding, data], sort_keys=True, separators=(",", ":")).encode()
+    return Bundle(
+        files=deciding,
+        tests={path: text for path, text in sorted(files.items()) if _is_test(path)},
+        data=data,
+        rules=rules,
+        revision=f"sha256:{hashlib.sha256(canonical).hexdigest()[:16]}",
+    )
+
+
+def _is_test(path: str) -> bool:
+    return path.endswith("_test.rego")
+
+
+def _rego(directory: Path, wrong: list[str]) -> Iterator[tuple[str, str]]:
+    for path in sorted(directory.rglob("*.rego")):
+        name = f"{directory.name}/{path.relative_to(directory).as_posix()}"
+        if path.stat().st_size > _LONGEST_FILE_BYTES:
+            wrong.append(f"{name}:1: larger than {_LONGEST_FILE_BYTES} bytes.")
+            continue
+        try:
+            yield name, path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as problem:
+            wrong.append(f"{name}:1: cannot be read: {problem}")
+
+
+def _data(directory: Path, wrong: list[str]) -> dict[str, Any]:
+    path = directory / "data.json"
+    if not path.is_file():
+        return {}
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as problem:
+        line = getattr(problem, "lineno", 1)
+        wrong.append(f"{directory.name}/data.json:{line}: {problem}")
+        return {}
+    if not isinstance(data, dict) or not isinstance(data.get("tenants", {}), dict):
+        wrong.append(f'{directory.name}/data.json:1: must be an object like {{"tenants": {{"default": {{…}}}}}}.')
+        return {}
+    return data
+
+
+def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = _merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _codes(tree: Node) -> Iterator[tuple[str, int]]:
+    """Each reason code written as a literal, with the line of the rule that writes it."""
+    for rule in tree["rules"]:
+        if "Spec" not in rule or rule_name(rule).startswith("test_"):
+            continue
+        for kind, node in nodes(rule):
+            if kind != "Object":
+                continue
+            for _, key, value in node["fields"]:
+                if key.get("String", {}).get("value") == "code" and "String" in value:
+                    yield value["String"]["value"], rule["Spec"]["span"]["line"]

@@ -1,0 +1,56 @@
+# METADATA
+# title: May this request leave?
+# entrypoint: true
+package runtime.egress
+
+import data.lib.grants
+import rego.v1
+
+default decision := {"allow": false, "reasons": [], "obligations": []}
+
+decision := {"allow": true, "reasons": [], "obligations": []} if {
+	count(refusals) == 0
+	permitted
+} else := {"allow": false, "reasons": [reason | some reason in refusals], "obligations": []}
+
+refusals contains reason if some reason in data.tenant.egress.deny
+
+permitted if {
+	declared
+	listed
+}
+
+declared if grants.lists(input.declared_hosts, input.destination.host)
+
+# tenants.T.egress: {host: true | [ports]}
+listed if {
+	grants.reaches(data.tenants[input.tenant].egress, input.destination.host, input.destination.port)
+}
+
+refusals contains {
+	"code": "host_not_declared",
+	"message": sprintf("%s does not declare the host %s.", [input.tool, input.destination.host]),
+	"remedy": "Declare the host with the tool, or call the tool that declares it.",
+} if {
+	not declared
+}
+
+refusals contains {
+	"code": "egress_not_listed",
+	"message": sprintf("Tenant %q may not reach %s:%d.", [input.tenant, input.destination.host, input.destination.port]),
+	"remedy": sprintf(
+		"Add to data.json in a directory given with --policy: {\"tenants\": {%q: {\"egress\": {%q: [%d]}}}}",
+		[input.tenant, input.destination.host, input.destination.port],
+	),
+} if {
+	not listed
+}
+
+# Clouds hand credentials to whoever asks there; no listing opens it.
+refusals contains {
+	"code": "egress_metadata_service",
+	"message": "Link-local addresses (cloud metadata) are never reached.",
+	"remedy": "Store what you need as a secret.",
+} if {
+	startswith(input.destination.host, "169.254.")
+}

@@ -1,0 +1,64 @@
+# METADATA
+# title: May this tool be called with these arguments?
+# entrypoint: true
+package runtime.tool
+
+import data.lib.grants
+import rego.v1
+
+default decision := {"allow": false, "reasons": [], "obligations": []}
+
+decision := {"allow": true, "reasons": [], "obligations": []} if {
+	count(refusals) == 0
+	permitted
+} else := {"allow": false, "reasons": [reason | some reason in refusals], "obligations": []}
+
+refusals contains reason if some reason in data.tenant.tool.deny
+
+permitted if {
+	step_grants
+	tenant_grants
+}
+
+# The author of a `tool` step wrote this very call; what a guest may call is listed by its step.
+step_grants if input.via == "step"
+
+step_grants if grants.lists(input.granted, input.tool.name)
+
+tenant_grants if {
+	input.tool.kind == "builtin"
+	input.tool.name in {"builtin.noop", "builtin.artifact.read", "builtin.artifact.write"}
+	data.tenants[input.tenant]
+}
+
+tenant_grants if {
+	input.tool.kind == "http"
+	grants.names(data.tenants[input.tenant].tools, input.tool.name)
+}
+
+refusals contains {
+	"code": "tool_not_granted",
+	"message": sprintf("This step does not grant %q.", [input.tool.name]),
+	"remedy": sprintf("Add %q to the step's `tools`.", [input.tool.name]),
+} if {
+	not step_grants
+}
+
+refusals contains {
+	"code": "tool_not_allowed",
+	"message": sprintf("Tenant %q may not call %q.", [input.tenant, input.tool.name]),
+	"remedy": sprintf("Add \"tools\": {%q: true} to tenants.%s in data.json.", [input.tool.name, input.tenant]),
+} if {
+	not tenant_grants
+}
+
+# What decides where an effect goes may not come from a text that anyone could have written.
+refusals contains {
+	"code": "untrusted_critical_argument",
+	"message": sprintf("Argument %q of %s decides an effect and comes from untrusted content.", [name, input.tool.name]),
+	"remedy": "Give this argument in the workflow or its input, or leave the call to a person.",
+} if {
+	some name in input.tool.critical_args
+	input.args[name].labels.integrity == "untrusted"
+	not input.tool.effect in {"none", "read"}
+}
