@@ -1,0 +1,111 @@
+"""A checked workflow, ready for the engine. Values only; templates are the one thing with behaviour."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from controlplane.workflows.expressions import Template
+from controlplane.workflows.problem_values import Problem, child
+from controlplane.workflows.scope import Names
+from controlplane.workflows.spec import Step, Verb, Workflow
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retry:
+    """``max`` tries after the first failure, for the error types in ``on``, backing off between the two bounds."""
+
+    max: int = 0
+    backoff_min_seconds: float = 1.0
+    backoff_max_seconds: float = 30.0
+    on: frozenset[str] = frozenset({"timeout", "rate_limited", "sandbox_exit", "tool"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SandboxRequest:
+    """The walls of a code step, resolved."""
+
+    tier: Literal["auto", "wasm", "jail"] = "auto"
+    image: str = "python"
+    memory_bytes: int = 512 * MIB
+    wall_seconds: float = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What a step reserves on its node. A code step reserves its sandbox's memory unless it says more."""
+
+    cpu_milli: int = 0
+    memory_bytes: int = 0
+    gpu: int = 0
+    gpu_memory_bytes: int = 0
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompiledStep:
+    """One step with defaults merged. ``fields`` holds the verb's own templates, see ``fields.py`` for their names."""
+
+    id: str
+    verb: Verb
+    spec: Step
+    pointer: str
+    needs: tuple[str, ...]
+    when: Template | None
+    key: Template | None
+    near: tuple[Template, ...]
+    fields: Mapping[str, Template]
+    body: Block | None
+    otherwise: Block | None
+    as_name: str | None
+    retry: Retry
+    timeout_seconds: float | None
+    on_error: Literal["fail", "continue"]
+    sandbox: SandboxRequest
+    resources: Resources
+    gates: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """A list of steps that share a parent."""
+
+    steps: tuple[CompiledStep, ...]
+    by_id: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompiledWorkflow:
+    """The whole. ``digest`` is the SHA-256 of the definition's canonical JSON, lower-case hex."""
+
+    definition: Workflow
+    digest: str
+    root: Block
+    output: Template | None
+    uses_tools: frozenset[str]
+    uses_secrets: frozenset[str]
+    literal_data_uris: tuple[str, ...]
+    names: Names
+    input_validator: Any
+
+    def check_input(self, value: Any) -> tuple[Problem, ...]:
+        """What is wrong with a run's input; pointers are into the input. At most 50 problems."""
+        if self.input_validator is None:
+            return ()
+        problems: list[Problem] = []
+        for error in self.input_validator.iter_errors(value):
+            place = child("", *error.schema_path)
+            problems.append(
+                Problem(
+                    pointer=child("", *error.instance_path),
+                    message=str(error.message)[:500],
+                    type="input",
+                    hint=f"the workflow's input schema asks for this at {place or '/'}",
+                )
+            )
+            if len(problems) == 50:
+                break
+        return tuple(problems)
