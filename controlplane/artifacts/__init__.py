@@ -1,0 +1,1 @@
+"""Artifacts: bytes by digest, references by id; and the stored output of attempts."""

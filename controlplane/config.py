@@ -1,0 +1,65 @@
+"""Settings of the control plane: ``STOCKADE_*`` variables, read here and nowhere else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MIB = 1024 * 1024
+
+
+class Settings(BaseSettings):
+    """Each field can be set by the variable of its name: ``STOCKADE_STATE_DIR``, ``STOCKADE_PORT``, …"""
+
+    model_config = SettingsConfigDict(env_prefix="STOCKADE_", frozen=True, extra="ignore")
+
+    state_dir: Path = Path("~/.stockade/server")
+    """Holds the database, artifacts, output logs and key files; made with mode 0700."""
+    host: str = "127.0.0.1"
+    port: int = Field(default=7340, ge=0, le=65535)
+    tenant: str = Field(default="default", pattern=r"^[a-z][a-z0-9-]{0,62}$")
+
+    lease_seconds: float = Field(default=15.0, gt=0)
+    """How long an attempt is a node's own after the node's last heartbeat."""
+    heartbeat_seconds: float = Field(default=3.0, gt=0)
+    hold_seconds: float = Field(default=900.0, gt=0)
+    """How long a cut-off node keeps frozen attempts."""
+    join_token_seconds: float = Field(default=86_400.0, gt=0)
+
+    policy_dir: Path | None = None
+    """A Rego bundle in place of the one in the package."""
+    policy_data: Path | None = None
+    """A JSON file that overrides the bundle's data (grants, limits)."""
+    policy_deadline_seconds: float = Field(default=0.2, gt=0)
+
+    secrets_key_file: Path | None = None
+    """32 bytes that seal secrets; default: ``secrets.key`` in the state directory, made at first start."""
+    admin_key_file: Path | None = None
+    """Where the first key, a person's with every scope, is written; default: ``admin.key`` in the state directory."""
+
+    max_body_bytes: int = Field(default=2 * MIB, gt=0)
+    max_artifact_bytes: int = Field(default=1024 * MIB, gt=0)
+    max_output_bytes: int = Field(default=16 * MIB, gt=0)
+    """Stored stdout, and stderr, of one attempt."""
+    sse_heartbeat_seconds: float = Field(default=15.0, gt=0)
+    idempotency_seconds: float = Field(default=86_400.0, gt=0)
+    """How long the answer to an ``Idempotency-Key`` is kept."""
+
+    @property
+    def root(self) -> Path:
+        """The state directory, with ``~`` resolved."""
+        return self.state_dir.expanduser()
+
+    @property
+    def database(self) -> Path:
+        return self.root / "stockade.db"
+
+    @property
+    def secrets_key(self) -> Path:
+        return (self.secrets_key_file or self.root / "secrets.key").expanduser()
+
+    @property
+    def admin_key(self) -> Path:
+        return (self.admin_key_file or self.root / "admin.key").expanduser()

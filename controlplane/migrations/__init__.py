@@ -1,0 +1,1 @@
+"""Schema migrations; ``Store.migrate`` runs them on the connection it passes in."""
