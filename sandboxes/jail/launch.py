@@ -1,0 +1,182 @@
+"""Starts bubblewrap for one command and wires its pipes.
+
+    (join control groups) -> [setpriv nobody] -> bwrap -> [setpriv uid] -> prlimit -> the guest's program
+
+The arguments travel in an anonymous file (``--args``), so that host paths show in no process list.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import shlex
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from sandboxes.errors import DriverFailed
+from sandboxes.execution import Command
+from sandboxes.jail import rootfs, seccomp
+from sandboxes.jail.box import Box
+from sandboxes.spec import Limits, Strength
+
+_JOIN = """
+n=$1; shift
+while [ "$n" -gt 0 ]; do
+  echo $$ >"$1/cgroup.procs" || exit 125
+  shift; n=$((n-1))
+done
+exec "$@"
+"""
+_PROGRAM = "program.sh"
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_ADDRESS_SPACE_FLOOR = 512 * 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launched:
+    """bubblewrap and the host's ends. ``status`` carries bubblewrap's JSON lines; ``channel`` the guest's frames."""
+
+    process: asyncio.subprocess.Process
+    stdin: asyncio.StreamWriter
+    stdout: asyncio.StreamReader
+    stderr: asyncio.StreamReader
+    status: asyncio.StreamReader
+    channel: socket.socket
+    status_pipe: asyncio.ReadTransport
+
+    def close(self) -> None:
+        """Let go of the host's ends. The process has ended."""
+        self.channel.close()
+        self.status_pipe.close()
+        self.stdin.close()
+
+
+async def launch(box: Box, command: Command) -> Launched:
+    """Start ``command`` in ``box``. Raises ``OSError`` if a program is missing."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    status_read, status_write = os.pipe()
+    with contextlib.ExitStack() as stack:
+        stack.callback(theirs.close)
+        stack.callback(os.close, status_write)
+        stack.enter_context(_closed_on_error(ours, status_read))
+        words = rootfs.arguments(box.strength, box.folders(), box.limits)
+        filter_fd = _anonymous(stack, "filter", seccomp.program())
+        words += ["--seccomp", str(filter_fd)]
+        words += ["--json-status-fd", str(status_write)]
+        given = _anonymous(stack, "arguments", b"".join(word.encode() + b"\0" for word in words))
+        passed = [given, filter_fd, status_write]
+        if command.language == "python":
+            passed.append(theirs.fileno())
+        process = await asyncio.create_subprocess_exec(
+            *_outside(box),
+            *("bwrap", "--args", str(given), "--"),
+            *_inside(box),
+            *_program(command, theirs.fileno()),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            pass_fds=passed,
+            env={"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"},
+            cwd="/",
+        )
+    status = asyncio.StreamReader()
+    pipe, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(status), os.fdopen(status_read, "rb", buffering=0)
+    )
+    if process.stdin is None or process.stdout is None or process.stderr is None:
+        raise OSError("bubblewrap was started without its pipes")
+    return Launched(
+        process=process,
+        stdin=process.stdin,
+        stdout=process.stdout,
+        stderr=process.stderr,
+        status=status,
+        channel=ours,
+        status_pipe=pipe,
+    )
+
+
+@contextlib.contextmanager
+def _closed_on_error(ours: socket.socket, status_read: int) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        ours.close()
+        os.close(status_read)
+        raise
+
+
+def _anonymous(stack: contextlib.ExitStack, name: str, data: bytes) -> int:
+    fd = os.memfd_create(f"stockade-{name}")
+    stack.callback(os.close, fd)
+    os.write(fd, data)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
+def _outside(box: Box) -> list[str]:
+    if box.group is not None:
+        return ["/bin/sh", "-c", _JOIN, "sh", str(len(box.group.folders)), *(str(each) for each in box.group.folders)]
+    if os.geteuid() == 0:
+        return ["setpriv", f"--reuid={box.uid}", f"--regid={box.uid}", "--clear-groups", "--"]
+    return []
+
+
+def _inside(box: Box) -> list[str]:
+    words = ["/usr/bin/prlimit", *resource_limits(box.strength, box.limits), "--"]
+    if box.strength is Strength.USER:
+        return words
+    return [
+        *("/usr/bin/setpriv", f"--reuid={box.uid}", f"--regid={box.uid}", "--clear-groups"),
+        *("--bounding-set=-all", "--inh-caps=-all", "--"),
+        *words,
+    ]
+
+
+def resource_limits(strength: Strength, limits: Limits) -> list[str]:
+    """``prlimit`` arguments. They are set inside the namespaces, so processes outside do not count."""
+    words = [
+        f"--nofile={limits.open_files}:{limits.open_files}",
+        f"--fsize={limits.file_bytes}:{limits.file_bytes}",
+        f"--nproc={limits.pids}:{limits.pids}",
+        "--core=0:0",
+    ]
+    if strength is Strength.USER:
+        # Reserved, not used, memory: interpreters reserve much more than they touch. The watchdog bounds the rest.
+        space = max(2 * limits.memory_bytes, _ADDRESS_SPACE_FLOOR)
+        words.append(f"--as={space}:{space}")
+    return words
+
+
+def _program(command: Command, channel_fd: int) -> Sequence[str]:
+    match command.language:
+        case "python":
+            runner = f"{rootfs.GUEST_FOLDER}/runner.py"
+            return [rootfs.interpreter().path, "-I", "-X", "utf8", runner, "fd", str(channel_fd)]
+        case "shell":
+            return ["/bin/sh", f"{rootfs.GUEST_FOLDER}/{_PROGRAM}"]
+        case "argv":
+            return ["/bin/sh", f"{rootfs.GUEST_FOLDER}/{_PROGRAM}", *command.argv] if command.env else command.argv
+
+
+def write_program(box: Box, command: Command) -> None:
+    """Put shell text, and the environment of what is not Python, where the guest reads it. Blocking.
+
+    The environment is set here, by the guest's own uid, and not by bubblewrap: before ``setpriv`` a variable such as
+    LD_PRELOAD would load a guest's file into a process that is still root. Raises ``DriverFailed``.
+    """
+    for name in command.env:
+        if not _VARIABLE.fullmatch(name):
+            raise DriverFailed(f"{name!r} is no name for an environment variable; use letters, digits and _")
+    if any("\0" in text for text in (command.source, *command.argv, *command.env.values())):
+        raise DriverFailed("a NUL byte in the command; remove it")
+    if command.language == "argv" and not command.argv:
+        raise DriverFailed("the command's argv is empty; name a program")
+    exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in command.env.items())
+    body = command.source if command.language == "shell" else 'exec "$@"\n'
+    if command.language != "python":
+        (box.files / "guest" / _PROGRAM).write_text(exports + body)

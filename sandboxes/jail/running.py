@@ -1,0 +1,270 @@
+"""One command in a jail: start it, drain it, watch it, kill it, judge it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import time
+
+import anyio
+from anyio import to_thread
+from anyio.abc import TaskGroup
+
+from sandboxes import frames
+from sandboxes.errors import DriverFailed
+from sandboxes.execution import Command, Event, Exited, ExitReason, Progress, Stderr, Stdout, ToolAnswer, ToolHandler
+from sandboxes.hostfiles import read_output, usage
+from sandboxes.jail import launch, processes
+from sandboxes.jail.box import OWN_BYTES, OWN_INODES, Box, reopen
+from sandboxes.jail.outbox import Outbox
+from sandboxes.jail.verdict import Verdict, judge
+from sandboxes.spec import Strength
+
+WATCH_SECONDS = 0.05
+_DRAIN_SECONDS = 2.0  # after everything is dead, pipes end by themselves
+_CALLS_AT_ONCE = 8
+_CHUNK = 65_536
+_TAIL = 500
+
+
+class Run:
+    """``start`` once, then ``next`` until ``Exited``. ``stop`` may come at any time, and then ``ended`` soon."""
+
+    def __init__(self, box: Box, command: Command, tools: ToolHandler) -> None:
+        self._box, self._command, self._tools = box, command, tools
+        self._outbox = Outbox(box.limits.output_bytes)
+        self._cause: ExitReason | None = None
+        self._stopping = asyncio.Event()
+        self._launched: launch.Launched | None = None
+        self._result: frames.Result | None = None
+        self._peak_bytes = 0
+        self._stderr_tail = b""
+        self._task: asyncio.Task[None] | None = None
+        self._sending = asyncio.Lock()
+
+    def start(self) -> None:
+        """Begin; this object owns the task until ``ended``."""
+        self._task = asyncio.create_task(self._main(), name=f"jail {self._box.label}")
+
+    async def next(self) -> Event:
+        """The next event. Raises ``DriverFailed`` if the platform could not run it."""
+        return await self._outbox.get()
+
+    def stop(self, cause: ExitReason) -> None:
+        """Kill it for ``cause``, unless it was already being killed."""
+        self._cause = self._cause or cause
+        self._stopping.set()
+
+    async def ended(self) -> None:
+        """Wait until nothing of it is left."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    async def freeze(self) -> None:
+        """Stop its progress."""
+        if self._box.group is not None:
+            await to_thread.run_sync(self._box.group.freeze)
+        elif self._launched is not None:
+            await to_thread.run_sync(processes.stop, self._launched.process.pid)
+
+    async def thaw(self) -> None:
+        """Let it go on."""
+        if self._box.group is not None:
+            await to_thread.run_sync(self._box.group.thaw)
+        elif self._launched is not None:
+            await to_thread.run_sync(processes.resume, self._launched.process.pid)
+
+    @property
+    def _alive(self) -> launch.Launched:
+        if self._launched is None:
+            raise DriverFailed("the command has not been started")
+        return self._launched
+
+    async def _main(self) -> None:
+        started = time.monotonic()
+        try:
+            self._outbox.end(await self._run(started))
+        except DriverFailed as error:
+            self._outbox.end(error)
+        except Exception as error:
+            failure = DriverFailed(f"the jail could not run the command: {type(error).__name__}: {error}")
+            failure.__cause__ = error
+            self._outbox.end(failure)
+
+    async def _run(self, started: float) -> Exited:
+        await to_thread.run_sync(self._prepare)
+        self._launched = launched = await launch.launch(self._box, self._command)
+        code: int | None = None
+        try:
+            await to_thread.run_sync(self._box.record, launched.process.pid)
+            async with anyio.create_task_group() as side:
+                side.start_soon(self._feed)
+                side.start_soon(self._watch, started)
+                side.start_soon(self._kill_when_told)
+                with anyio.CancelScope() as patience:
+                    async with anyio.create_task_group() as drains:
+                        drains.start_soon(self._drain, launched.stdout, Stdout)
+                        drains.start_soon(self._drain, launched.stderr, Stderr)
+                        if self._command.language == "python":
+                            drains.start_soon(self._serve, side)
+                        code = await self._exit_code()
+                        await to_thread.run_sync(self._kill)
+                        patience.deadline = anyio.current_time() + _DRAIN_SECONDS
+                side.cancel_scope.cancel()
+        finally:
+            with anyio.move_on_after(_DRAIN_SECONDS, shield=True):
+                await to_thread.run_sync(self._kill)
+                await launched.process.wait()
+            launched.close()
+        verdict = await to_thread.run_sync(self._judge, code)
+        if verdict is None:
+            text = self._stderr_tail.decode(errors="replace").strip()
+            raise DriverFailed(f"bubblewrap could not start the guest: {text or 'it was killed'}")
+        return await to_thread.run_sync(self._exited, verdict, time.monotonic() - started)
+
+    def _prepare(self) -> None:
+        reopen(self._box)
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError, PermissionError):
+            (self._box.outputs / "output.json").unlink()  # a former command's result is not this one's
+        launch.write_program(self._box, self._command)
+
+    async def _exit_code(self) -> int | None:
+        """bubblewrap's word; ``None`` if it ended without one."""
+        async for line in self._alive.status:
+            with contextlib.suppress(ValueError):
+                word = json.loads(line).get("exit-code")
+                if isinstance(word, int):
+                    return word
+        return None
+
+    async def _drain(self, stream: asyncio.StreamReader, kind: type[Stdout | Stderr]) -> None:
+        while data := await stream.read(_CHUNK):
+            self._outbox.put_output(kind, data)
+            if kind is Stderr:
+                self._stderr_tail = (self._stderr_tail + data)[-_TAIL:]
+
+    async def _feed(self) -> None:
+        stdin = self._alive.stdin
+        with contextlib.suppress(OSError):
+            if self._command.stdin:
+                stdin.write(self._command.stdin)
+                await stdin.drain()
+            stdin.close()
+
+    async def _watch(self, started: float) -> None:
+        """Wall time, memory, files: whatever the kernel does not bound by itself here."""
+        deadline = started + self._box.limits.wall_seconds
+        while True:
+            await anyio.sleep(max(0.0, min(WATCH_SECONDS, deadline - time.monotonic())))
+            if time.monotonic() >= deadline:
+                self.stop(ExitReason.TIMEOUT)
+                return
+            if cause := await to_thread.run_sync(self._overuse):
+                self.stop(cause)
+                return
+
+    def _overuse(self) -> ExitReason | None:
+        box, limits = self._box, self._box.limits
+        if box.group is not None:
+            return ExitReason.OOM if box.group.oom_kills() else None
+        resident = processes.resident_bytes(processes.tree(self._alive.process.pid)[1:])
+        self._peak_bytes = max(self._peak_bytes, resident)
+        if resident > limits.memory_bytes:
+            return ExitReason.OOM
+        return ExitReason.DISK if self._disk_is_over() else None
+
+    def _disk_is_over(self) -> bool:
+        size, inodes = usage(self._box.files)
+        return size > self._box.limits.disk_bytes + OWN_BYTES or inodes > self._box.limits.inodes + OWN_INODES
+
+    async def _kill_when_told(self) -> None:
+        await self._stopping.wait()
+        await to_thread.run_sync(self._kill)
+
+    def _kill(self) -> None:
+        """Kill all of it. The PID namespace's first process takes the rest with it."""
+        process = self._alive.process
+        if process.returncode is None:
+            processes.send([process.pid], signal.SIGSTOP)  # so that it starts nothing while we look
+            processes.send(list(reversed(processes.tree(process.pid))), signal.SIGKILL)
+        if self._box.group is not None:
+            self._box.group.kill()
+
+    async def _serve(self, side: TaskGroup) -> None:
+        """The frame channel. Whatever breaks the protocol ends the channel, not the host."""
+        channel, loop = self._alive.channel, asyncio.get_running_loop()
+        reader, slots = frames.FrameReader(), asyncio.Semaphore(_CALLS_AT_ONCE)
+        inputs = {name: f"/inputs/{name}" for name in self._box.inputs}
+        side.start_soon(self._send, frames.job_frame(self._command, inputs))
+        try:
+            while data := await loop.sock_recv(channel, _CHUNK):
+                for frame in reader.feed(data):
+                    if isinstance(frame, Progress):
+                        self._outbox.put_progress(frame)
+                    elif isinstance(frame, frames.Result):
+                        self._result = frame
+                    else:
+                        await slots.acquire()
+                        side.start_soon(self._answer, frame, slots)
+        except frames.BadFrame as error:
+            self._result = frames.Result(schema_error=f"the guest broke the channel's protocol: {error}")
+            channel.close()
+        except OSError:
+            return
+
+    async def _answer(self, call: frames.ToolCall, slots: asyncio.Semaphore) -> None:
+        try:
+            answer = await self._tools(call.tool, call.args)
+        except Exception as error:
+            message = f"the tool's handler failed ({type(error).__name__}); see the node's log"
+            answer = ToolAnswer(error={"type": "internal", "message": message})
+        finally:
+            slots.release()
+        await self._send(frames.answer_frame(call.call_id, answer))
+
+    async def _send(self, data: bytes) -> None:
+        async with self._sending:
+            with contextlib.suppress(OSError):
+                await asyncio.get_running_loop().sock_sendall(self._alive.channel, data)
+
+    def _judge(self, code: int | None) -> Verdict | None:
+        group = self._box.group
+        cause = self._cause
+        if cause is None and self._box.strength is Strength.USER and self._disk_is_over():
+            cause = ExitReason.DISK
+        verdict = judge(code=code, cause=cause, oom_kills=group.oom_kills() if group is not None else 0)
+        if group is not None:
+            self._peak_bytes = group.memory_peak_bytes() or 0
+        return verdict
+
+    def _exited(self, verdict: Verdict, wall_seconds: float) -> Exited:
+        result = self._result or frames.Result()
+        has_result = self._result is not None and result.schema_error is None
+        if verdict.reason is not ExitReason.EXITED:
+            result, has_result = frames.Result(), False
+        elif self._result is None and verdict.code == 0:
+            result, has_result = self._file_result()
+        return Exited(
+            code=verdict.code,
+            reason=verdict.reason,
+            signal=verdict.signal,
+            message=verdict.message,
+            result=result.value,
+            has_result=has_result,
+            schema_error=result.schema_error,
+            output_truncated=self._outbox.truncated,
+            wall_seconds=wall_seconds,
+            memory_peak_bytes=self._peak_bytes or None,
+        )
+
+    def _file_result(self) -> tuple[frames.Result, bool]:
+        try:
+            text = read_output(self._box.outputs, "output.json", frames.MAX_RESULT_BYTES + 1)
+        except FileNotFoundError:
+            return frames.Result(), False
+        try:
+            return frames.Result(value=frames.strict_json(text)), True
+        except ValueError as error:
+            return frames.Result(schema_error=f"/outputs/output.json is not strict JSON: {error}"), False
