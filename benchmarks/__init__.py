@@ -1,0 +1,1 @@
+"""Measurements one can repeat: ``python -m benchmarks engine|sandboxes|placement|policy [--json]``."""

@@ -1,0 +1,152 @@
+"""How fast ``scheduler.plan`` decides, and what replaying a real cluster trace allocates.
+
+For each cluster size, on a snapshot whose columns are built (``columns_ms`` says what building them took):
+- ``identical``: one call of 256 equal demands, as a map over shards makes them;
+- ``mixed``: one call of 256 demands of 256 shapes, the worst case for batching;
+- ``single``: one demand a call;
+- ``explain``: one demand that fits nowhere, with its reasons, and its printing as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.report import summary
+from scheduler.cluster import NodeView, Snapshot
+from scheduler.demand import Demand
+from scheduler.planner import plan
+
+MIB = 1024 * 1024
+BATCH = 256
+
+
+def run(argv: list[str]) -> dict[str, object]:
+    """``--nodes`` and ``--trace`` are openb CSV files: the replay packs its pods in order until they are used up."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks placement", description=__doc__)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[3, 1000, 10_000])
+    parser.add_argument("--seconds", type=float, default=2.0, help="time for each measurement")
+    parser.add_argument("--trace", type=Path, help="pod list: name, cpu_milli, memory_mib, num_gpu")
+    parser.add_argument("--nodes", type=Path, help="node list: sn, cpu_milli, memory_mib, gpu, model")
+    options = parser.parse_args(argv)
+    if (options.trace is None) != (options.nodes is None):
+        parser.error("--trace and --nodes go together")
+    result: dict[str, object] = {str(size): measure(size, options.seconds) for size in options.sizes}
+    report: dict[str, object] = {"nodes": result}
+    if options.trace is not None:
+        report["trace"] = replay(options.nodes, options.trace)
+    return report
+
+
+def measure(size: int, seconds: float) -> dict[str, object]:
+    """All measurements at one cluster size."""
+    snapshot = cluster(size)
+    start = time.perf_counter()
+    plan(snapshot, [step(0, cpu=100)])
+    columns = time.perf_counter() - start
+    identical = [step(i, cpu=100) for i in range(BATCH)]
+    mixed = [step(i, cpu=100 + i) for i in range(BATCH)]
+    nowhere = [step(0, cpu=10**6)]
+    return {
+        "columns_ms": round(columns * 1000, 3),
+        "identical": timed(lambda: plan(snapshot, identical), BATCH, seconds),
+        "mixed": timed(lambda: plan(snapshot, mixed), BATCH, seconds),
+        "single": timed(lambda: plan(snapshot, identical[:1]), 1, seconds),
+        "explain": timed(lambda: _explain(snapshot, nowhere), 1, seconds),
+    }
+
+
+def _explain(snapshot: Snapshot, demands: list[Demand]) -> None:
+    (waiting,) = plan(snapshot, demands).waiting
+    assert waiting.explanation.to_json() and [reason.to_json() for reason in waiting.reasons]
+
+
+def timed(call: Callable[[], object], decisions: int, seconds: float) -> dict[str, float]:
+    """Per call percentiles, and decisions per second and microseconds per decision over all calls."""
+    samples: list[float] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(samples) < 3:
+        start = time.perf_counter()
+        call()
+        samples.append(time.perf_counter() - start)
+    each = sum(samples) / (len(samples) * decisions)
+    return {"decisions_per_second": round(1 / each), "us_per_decision": round(each * 1e6, 2), **summary(samples)}
+
+
+def cluster(size: int) -> Snapshot:
+    """Nodes of three sizes, seeded; one in ten has GPUs."""
+    chance = np.random.default_rng(7)
+    return Snapshot(tuple(_node(f"node-{i}", chance) for i in range(size)))
+
+
+def _node(name: str, chance: np.random.Generator) -> NodeView:
+    cpu = int(chance.choice((64_000, 96_000, 128_000)))
+    gpu = 8 if chance.random() < 0.1 else 0
+    return NodeView(
+        id=name,
+        name=name,
+        tiers={"wasm": {"python": True}, "jail": {"python": True}},
+        cpu_milli_free=cpu,
+        cpu_milli_total=cpu,
+        memory_free=4 * cpu * MIB,
+        memory_total=4 * cpu * MIB,
+        slots_free=512,
+        slots_total=512,
+        gpu_free=gpu,
+        gpu_total=gpu,
+    )
+
+
+def step(index: int, *, cpu: int) -> Demand:
+    """A small sandboxed step."""
+    return Demand(id=f"step-{index}", tier="wasm", image="python", cpu_milli=cpu, memory_bytes=64 * MIB)
+
+
+def replay(node_list: Path, pod_list: Path) -> dict[str, object]:
+    """Pods arrive in file order and never leave; shared GPUs count whole, so this is stricter than the trace."""
+    with node_list.open() as rows:
+        nodes = tuple(
+            NodeView(
+                id=row["sn"],
+                name=row["sn"],
+                cpu_milli_free=int(row["cpu_milli"]),
+                cpu_milli_total=int(row["cpu_milli"]),
+                memory_free=int(row["memory_mib"]) * MIB,
+                memory_total=int(row["memory_mib"]) * MIB,
+                slots_free=10_000,
+                slots_total=10_000,
+                gpu_free=int(row["gpu"]),
+                gpu_total=int(row["gpu"]),
+            )
+            for row in csv.DictReader(rows)
+        )
+    with pod_list.open() as rows:
+        pods = [
+            Demand(
+                id=row["name"],
+                cpu_milli=int(row["cpu_milli"]),
+                memory_bytes=int(row["memory_mib"]) * MIB,
+                gpu=int(row["num_gpu"]),
+            )
+            for row in csv.DictReader(rows)
+        ]
+    start = time.perf_counter()
+    result = plan(Snapshot(nodes), pods)
+    seconds = time.perf_counter() - start
+    wanted = {pod.id: pod.gpu for pod in pods}
+    return {
+        "nodes": len(nodes),
+        "pods": len(pods),
+        "placed": len(result.placements),
+        "waiting": len(result.waiting),
+        "gpus": sum(node.gpu_total for node in nodes),
+        "gpus_wanted": sum(wanted.values()),
+        "gpus_allocated": sum(wanted[placement.demand] for placement in result.placements),
+        "seconds": round(seconds, 3),
+        "decisions_per_second": round(len(pods) / seconds),
+    }
