@@ -1,0 +1,46 @@
+"""Waiting between attempts to reach the control plane: exponential, bounded, with jitter."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from secrets import SystemRandom
+from typing import TypeVar
+
+import anyio
+
+from dataplane.client import ControlPlaneUnavailable
+
+T = TypeVar("T")
+
+FIRST_SECONDS = 0.05
+MOST_SECONDS = 5.0
+
+
+class Backoff:
+    """One sequence of growing waits; ``reset`` after a success."""
+
+    def __init__(self) -> None:
+        self._failures = 0
+        self._random = SystemRandom()
+
+    def reset(self) -> None:
+        self._failures = 0
+
+    def next_seconds(self) -> float:
+        """Between half and the whole of ``FIRST · 2^n``, at most ``MOST``."""
+        whole = min(MOST_SECONDS, FIRST_SECONDS * 2.0 ** min(self._failures, 16))
+        self._failures += 1
+        return whole * self._random.uniform(0.5, 1.0)
+
+    async def wait(self) -> None:
+        await anyio.sleep(self.next_seconds())
+
+
+async def insist(operation: Callable[[], Awaitable[T]]) -> T:
+    """Repeat an idempotent operation until the control plane answers. The caller's scope is the bound."""
+    backoff = Backoff()
+    while True:
+        try:
+            return await operation()
+        except ControlPlaneUnavailable:
+            await backoff.wait()

@@ -1,0 +1,99 @@
+"""What a node is told at its start, and the files it keeps in its state directory.
+
+<state_dir>/identity    the node's stable name on the wire, made once
+<state_dir>/node.token  the join token, kept (0600) so that a restart needs none
+<state_dir>/node.pid    the running daemon
+<state_dir>/artifacts/  the artifact cache        <state_dir>/spool/  output that waits for the control plane
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import secrets
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+GIB = 1024**3
+
+
+class ConfigError(Exception):
+    """The node cannot start as configured; the message says what to change."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeConfig:
+    """One node. ``None`` means "find out". Bytes and milli-CPUs are what is offered, not what is measured."""
+
+    url: str
+    state_dir: Path
+    join_token: str | None = None
+    join_token_file: Path | None = None
+    name: str = field(default_factory=socket.gethostname)
+    data: Mapping[str, Path] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    slots: int | None = None
+    cpu_milli: int | None = None
+    memory_bytes: int | None = None
+    gpu: int = 0
+    gpu_memory_bytes: int = 0
+    pool_size: int = 2
+    cache_bytes: int = 4 * GIB
+    ca_file: Path | None = None
+    drain_seconds: float = 30.0
+
+    def checked_url(self) -> str:
+        """The base address without a trailing slash. Raises ``ConfigError`` where a bearer token would travel open."""
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
+            raise ConfigError(f"{self.url!r} is not a control plane address; use https://HOST[:PORT]")
+        if parts.scheme == "http" and not is_loopback(parts.hostname):
+            raise ConfigError(
+                f"refusing to send the node's token in clear text to {parts.hostname}: use https:// "
+                "(with --ca-file for a private authority); http:// is for loopback only"
+            )
+        return self.url.rstrip("/")
+
+    def read_join_token(self) -> str:
+        """The join token from value, file or an earlier start. Raises ``ConfigError`` if there is none."""
+        if self.join_token:
+            return self.join_token.strip()
+        for path in (self.join_token_file, self.state_dir / "node.token"):
+            if path is not None and path.is_file():
+                token = path.read_text().strip()
+                if token:
+                    return token
+        raise ConfigError("no join token: make one with `stockade node join-token` and pass it with --join-token-file")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether the name or address can only mean this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def keep_secret(path: Path, value: str) -> None:
+    """Write ``value`` so that only this user can read it, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "w") as file:
+        file.write(value + "\n")
+    temporary.replace(path)
+
+
+def stable_identity(config: NodeConfig) -> str:
+    """``NAME-RANDOM``, made at the first start in this state directory and kept."""
+    config.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = config.state_dir / "identity"
+    if path.is_file() and (known := path.read_text().strip()):
+        return known
+    fresh = f"{config.name}-{secrets.token_hex(6)}"
+    keep_secret(path, fresh)
+    return fresh

@@ -1,0 +1,430 @@
+"""The node daemon: registers, pulls, runs, reports, keeps its lease, drains.
+
+    work lane     parked long poll ─► accept ─► an inline answer, or a task for each attempt
+    report lane   reports as soon as there are any, and every heartbeat, ─► acks, directives, the lease renewed
+    lease watch   frozen when it lapses, killed when the hold is over, thawed when it is renewed
+    call lanes    authorize, results, output: each batches what queued while its last request was away
+
+All of them are tasks of one group. A failure of the control plane never ends one; a defect here ends the node.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+
+import anyio
+import anyio.abc
+import anyio.to_thread
+import msgspec
+import structlog
+
+from dataplane.artifact_cache import ArtifactCache
+from dataplane.attempts import Attempt, Ending, free
+from dataplane.backoff import Backoff, insist
+from dataplane.client import ControlPlaneUnavailable, HttpControlPlane, RequestRefused, TokenRefused
+from dataplane.config import NodeConfig, keep_secret, stable_identity
+from dataplane.data_roots import DataRoots
+from dataplane.egress import Lookup, system_lookup
+from dataplane.guest_calls import GuestCalls
+from dataplane.http_calls import HttpCalls
+from dataplane.inputs import Inputs
+from dataplane.inventory import capacity, images
+from dataplane.lanes import Lane
+from dataplane.leases import Lease, LeaseState
+from dataplane.output_spool import OutputSpool
+from dataplane.protocol import (
+    FEATURES,
+    VERSION,
+    Assignment,
+    CodeWork,
+    DataRoot,
+    Directive,
+    Heartbeat,
+    ImageState,
+    PullRequest,
+    PullResponse,
+    Register,
+    Registered,
+    Report,
+)
+from dataplane.registration import Registration
+from dataplane.report_queue import SMALL_BYTES, ReportQueue
+from dataplane.runner import Runner
+from dataplane.tool_gateway import ToolGateway
+from sandboxes.driver import Driver, Feature
+from sandboxes.errors import DriverFailed
+from sandboxes.execution import ToolHandler
+from sandboxes.spec import Tier
+
+PARK_SECONDS = 20.0
+ASSIGNMENTS_MOST = 256
+DATA_REFRESH_SECONDS = 60.0
+
+log = structlog.get_logger("stockade.node")
+
+
+class NodeDaemon:
+    """One node. ``run`` ends after ``drain`` or ``stop``; make a new one for a new start."""
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        drivers: Mapping[Tier, Driver],
+        absent: Mapping[Tier, str] | None = None,
+        *,
+        lease: Lease | None = None,
+        lookup: Lookup = system_lookup,
+    ) -> None:
+        self._config = config
+        self._drivers = drivers
+        self._absent = dict(absent or {})
+        self._identity = stable_identity(config)
+        self._boot_id = secrets.token_hex(8)
+        self._total = capacity(config)
+        self._roots = DataRoots(config.data)
+        self._data: list[DataRoot] = []
+        self._told_data: list[DataRoot] | None = None
+        self._told_images: list[ImageState] | None = None
+        self._heartbeat_seconds = 3.0
+        self._node = ""
+        self._draining = False
+        self._attempts: dict[tuple[str, int], Attempt] = {}
+        self._idle = anyio.Event()
+        self._stopped = anyio.Event()
+        self._state_changed = anyio.Event()
+        self.lease = lease or Lease()
+        self._reports = ReportQueue()
+        self._http = HttpCalls(lookup)
+        self._cache = ArtifactCache(config.state_dir / "artifacts", config.cache_bytes)
+        inner = HttpControlPlane(config.checked_url(), config.read_join_token(), config.ca_file)
+        self._control_plane = Registration(inner, self._describe, self._accepted)
+        self._authorize = Lane(self._control_plane.authorize)
+        self._record = Lane(self._control_plane.record)
+        self._spool = OutputSpool(self._control_plane, config.state_dir / "spool")
+        gateway = ToolGateway(self._control_plane, self._http, self.lease)
+        self._gateway = gateway
+        self._runner = Runner(
+            control_plane=self._control_plane,
+            drivers=drivers,
+            inputs=Inputs(self._control_plane, self._cache, self._roots),
+            gateway=gateway,
+            spool=self._spool,
+            lease=self.lease,
+            guest_calls=self._guest_calls,
+        )
+        self._tasks: anyio.abc.TaskGroup | None = None
+
+    async def run(self, *, ready: anyio.Event | None = None) -> None:
+        """Serve until drained or stopped. Raises ``ConfigError`` if the control plane will not have this node."""
+        pid_file = self._config.state_dir / "node.pid"
+        try:
+            await anyio.to_thread.run_sync(self._prepare_state, pid_file)
+            for driver in self._drivers.values():
+                await driver.reap(keep=())
+            sent = self.lease.clock()
+            answer = await insist(self._control_plane.join)
+            self.lease.renew(sent)
+            log.info("registered", node=answer.node, identity=self._identity, tiers=sorted(self._drivers))
+            async with anyio.create_task_group() as tasks:
+                self._tasks = tasks
+                for serve in (
+                    self._work_lane,
+                    self._report_lane,
+                    self._lease_watch,
+                    self._authorize.serve,
+                    self._record.serve,
+                    self._spool.serve,
+                    self._refresh_data,
+                    self._prepare_images,
+                ):
+                    tasks.start_soon(serve)
+                if ready is not None:
+                    ready.set()
+                await self._stopped.wait()
+                tasks.cancel_scope.cancel()
+        finally:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(10):
+                for driver in self._drivers.values():
+                    await driver.close()
+                await self._http.close()
+                await self._control_plane.close()
+            self._spool.close()
+            pid_file.unlink(missing_ok=True)
+
+    async def drain(self, seconds: float | None = None) -> None:
+        """Take nothing new, let what runs finish for ``seconds``, end the rest, deliver the reports, stop."""
+        if self._draining:
+            return
+        self._draining = True
+        self._reports.wake()
+        log.info("draining", attempts=len(self._attempts))
+        with anyio.move_on_after(self._config.drain_seconds if seconds is None else seconds):
+            await self._until_idle()
+        for attempt in list(self._attempts.values()):
+            self._end(attempt, "lost", "the node was drained before it ended")
+        with anyio.move_on_after(10):
+            await self._until_idle()
+            while len(self._reports):
+                await self._reports.settled()
+        self.stop()
+
+    def stop(self) -> None:
+        """End now: sandboxes are destroyed, what was not reported stays unreported."""
+        self._stopped.set()
+
+    async def _until_idle(self) -> None:
+        while self._attempts:
+            self._idle = anyio.Event()
+            await self._idle.wait()
+
+    def _prepare_state(self, pid_file: Path) -> None:
+        self._cache.load()
+        pid_file.write_text(f"{os.getpid()}\n")
+        keep_secret(self._config.state_dir / "node.token", self._config.read_join_token())
+
+    # --- registration
+
+    def _describe(self) -> Register:
+        self._told_images = images(list(self._drivers.values()))
+        self._told_data = self._data
+        self._cache.tell_all()
+        return Register(
+            identity=self._identity,
+            boot_id=self._boot_id,
+            version=VERSION,
+            features=sorted(FEATURES),
+            capacity=self._total,
+            tiers={tier: str(driver.strength) for tier, driver in self._drivers.items()},
+            absent={str(tier): why for tier, why in self._absent.items()},
+            images=self._told_images,
+            labels=dict(self._config.labels),
+            data=self._data,
+        )
+
+    def _accepted(self, answer: Registered) -> None:
+        self._node = answer.node
+        self._heartbeat_seconds = answer.heartbeat_seconds
+        self.lease.configure(answer.lease_seconds, answer.hold_seconds)
+        self._state_changed.set()
+
+    # --- lanes
+
+    async def _work_lane(self) -> None:
+        backoff = Backoff()
+        while True:
+            request = PullRequest(
+                node=self._node,
+                boot_id=self._boot_id,
+                lane="work",
+                max=0 if self._draining else ASSIGNMENTS_MOST,
+                wait_seconds=PARK_SECONDS,
+            )
+            began = self.lease.clock()
+            try:
+                response = await self._control_plane.pull(request)
+            except (ControlPlaneUnavailable, RequestRefused, TokenRefused) as error:
+                await self._outage("work", error, backoff)
+                continue
+            backoff.reset()
+            self._take(response)
+            if not response.assignments and not response.directives and self.lease.clock() - began < 0.01:
+                await backoff.wait()  # a control plane that does not park is not asked in a tight loop
+
+    async def _report_lane(self) -> None:
+        backoff = Backoff()
+        next_heartbeat = 0.0
+        while True:
+            await self._reports.wait(max(0.0, next_heartbeat - self.lease.clock()))
+            now = self.lease.clock()
+            heartbeat = self._heartbeat() if now >= next_heartbeat or self._draining else None
+            batch = self._reports.batch()
+            if heartbeat is None and not batch:
+                continue
+            request = PullRequest(
+                node=self._node, boot_id=self._boot_id, lane="report", heartbeat=heartbeat, reports=batch
+            )
+            generation = self._control_plane.generation
+            try:
+                response = await self._control_plane.pull(request)
+            except (ControlPlaneUnavailable, RequestRefused, TokenRefused) as error:
+                next_heartbeat = 0.0
+                await self._outage("report", error, backoff)
+                continue
+            backoff.reset()
+            for report in self._reports.settle(response.acks[: len(batch)]):
+                log.error("report given up", attempt=report.attempt, fence=report.fence)
+            self._take(response)
+            if heartbeat is not None:
+                next_heartbeat = now + self._heartbeat_seconds
+                if generation == self._control_plane.generation:
+                    self._told(heartbeat)
+                await self._renewed(now)
+
+    async def _outage(self, lane: str, error: Exception, backoff: Backoff) -> None:
+        wait = backoff.next_seconds()
+        log.warning("control plane not reached", lane=lane, error=str(error)[:300], retry_seconds=round(wait, 3))
+        await anyio.sleep(wait)
+
+    def _heartbeat(self) -> Heartbeat:
+        seen = images(list(self._drivers.values()))
+        added, removed = self._cache.changes()
+        return Heartbeat(
+            free=free(self._total, list(self._attempts.values())),
+            attempts=[*self._attempts, *self._reports.held()],
+            images=None if seen == self._told_images else seen,
+            data=None if self._data == self._told_data else self._data,
+            cached_added=added,
+            cached_removed=removed,
+            draining=self._draining,
+        )
+
+    def _told(self, heartbeat: Heartbeat) -> None:
+        if heartbeat.images is not None:
+            self._told_images = heartbeat.images
+        if heartbeat.data is not None:
+            self._told_data = heartbeat.data
+        self._cache.settle(heartbeat.cached_added, heartbeat.cached_removed)
+
+    # --- what comes in
+
+    def _take(self, response: PullResponse) -> None:
+        for directive in response.directives:
+            self._obey(directive)
+        for assignment in response.assignments:
+            self._accept(assignment)
+
+    def _accept(self, assignment: Assignment) -> None:
+        call = assignment.call
+        if call is not None and call.builtin is not None and call.builtin.name == "noop" and not assignment.requires:
+            self._reports.put(
+                Report(
+                    attempt=assignment.attempt,
+                    fence=assignment.fence,
+                    reason="tool",
+                    has_result=True,
+                    result=call.builtin.args.get("value"),
+                )
+            )
+            return
+        key = (assignment.attempt, assignment.fence)
+        if key in self._attempts:
+            return
+        for older in list(self._attempts.values()):
+            if older.assignment.attempt == assignment.attempt:
+                self._end(older, "cancelled", "superseded by a newer fence")
+        missing = sorted(set(assignment.requires) - FEATURES)
+        if missing or self._draining:
+            why = f"this node lacks {', '.join(missing)}: update it" if missing else "the node is draining"
+            kind = "driver_failed" if missing else "lost"
+            self._reports.put(Report(attempt=key[0], fence=key[1], platform_error=kind, message=why))
+            return
+        assert self._tasks is not None
+        attempt = Attempt(assignment)
+        self._attempts[key] = attempt
+        self._tasks.start_soon(self._run_attempt, attempt)
+
+    async def _run_attempt(self, attempt: Attempt) -> None:
+        try:
+            report = await self._runner.run(attempt)
+            self._reports.put(report, SMALL_BYTES + len(msgspec.json.encode(report)))
+            log.info(
+                "attempt ended",
+                attempt=report.attempt,
+                fence=report.fence,
+                reason=str(report.reason),
+                platform_error=report.platform_error,
+            )
+        finally:
+            del self._attempts[attempt.key]
+            attempt.done.set()
+            self._idle.set()
+
+    def _obey(self, directive: Directive) -> None:
+        assert self._tasks is not None
+        match directive.kind:
+            case "cancel":
+                attempt = self._attempts.get((directive.attempt, directive.fence))
+                if attempt is not None:
+                    self._end(attempt, "cancelled", directive.reason)
+            case "drain":
+                self._tasks.start_soon(self.drain)
+            case "prepare":
+                self._tasks.start_soon(self._prepare, directive.tier, directive.image)
+            case "rejoin":
+                self._tasks.start_soon(self._rejoin, self._control_plane.generation)
+
+    def _end(self, attempt: Attempt, ending: Ending, why: str) -> None:
+        assert self._tasks is not None
+        self._tasks.start_soon(attempt.end, ending, why)
+
+    def _guest_calls(self, attempt: Attempt, work: CodeWork) -> ToolHandler:
+        return GuestCalls(
+            attempt,
+            work.tools,
+            gateway=self._gateway,
+            lease=self.lease,
+            authorize=self._authorize,
+            record=self._record,
+            superseded=lambda old: self._end(old, "cancelled", "superseded by a newer fence"),
+        )
+
+    # --- the lease
+
+    async def _renewed(self, sent: float) -> None:
+        self.lease.renew(sent)
+        if self.lease.held():
+            for attempt in list(self._attempts.values()):
+                if attempt.ending is None:
+                    await attempt.thaw()
+        self._state_changed.set()
+
+    async def _lease_watch(self) -> None:
+        while True:
+            self._state_changed = anyio.Event()
+            with anyio.move_on_after(self.lease.seconds_to_change() + 0.001):
+                await self._state_changed.wait()
+            state = self.lease.state()
+            if state is LeaseState.HELD:
+                continue
+            self.lease.stop_effects()
+            for attempt in list(self._attempts.values()):
+                if state is LeaseState.OVER:
+                    self._end(attempt, "frozen", "the node did not reach the control plane for the whole hold")
+                elif attempt.sandbox is not None and self._can_freeze(attempt):
+                    log.warning("frozen", attempt=attempt.assignment.attempt)
+                    await attempt.freeze()
+
+    def _can_freeze(self, attempt: Attempt) -> bool:
+        code = attempt.assignment.code
+        driver = self._drivers.get(Tier(code.sandbox.tier)) if code is not None else None
+        return driver is not None and Feature.FREEZE in driver.features
+
+    # --- in the background
+
+    async def _refresh_data(self) -> None:
+        while self._config.data:
+            self._data = await anyio.to_thread.run_sync(self._roots.describe)
+            await anyio.sleep(DATA_REFRESH_SECONDS)
+
+    async def _prepare_images(self) -> None:
+        for tier in self._drivers:
+            if tier is Tier.WASM:
+                await self._prepare(tier, "python")
+
+    async def _prepare(self, tier: str, image: str) -> None:
+        driver = next((driver for name, driver in self._drivers.items() if name == tier), None)
+        if driver is None:
+            return
+        try:
+            await driver.prepare(image)
+        except DriverFailed as error:
+            log.warning("image not prepared", tier=tier, image=image, error=str(error))
+
+    async def _rejoin(self, generation: int) -> None:
+        try:
+            await self._control_plane.rejoin(generation)
+        except ControlPlaneUnavailable as error:
+            log.warning("registering again failed", error=str(error)[:300])

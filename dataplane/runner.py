@@ -1,0 +1,241 @@
+"""One attempt from assignment to report: fetch, open, execute, stream, upload.
+
+Deadlines nest, innermost first: the sandbox's own wall time, then this runner's (``GRACE_SECONDS`` more).
+Who failed is decided here once: the guest's end is a reason, the platform's a ``platform_error``.
+"""
+
+from __future__ import annotations
+
+import mimetypes
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AsyncExitStack, aclosing
+from functools import partial
+from typing import Literal, assert_never
+
+import anyio
+
+from dataplane.artifact_cache import FetchFailed
+from dataplane.attempts import Attempt
+from dataplane.backoff import insist
+from dataplane.client import ControlPlane, RequestRefused
+from dataplane.inputs import Inputs
+from dataplane.leases import Lease
+from dataplane.output_spool import OutputSpool
+from dataplane.protocol import ArtifactRef, CodeWork, OutputChunk, Report
+from dataplane.tool_gateway import ToolGateway
+from sandboxes.driver import Driver, Feature, Sandbox
+from sandboxes.errors import DriverFailed
+from sandboxes.execution import Command, Event, Exited, ExitReason, Progress, Stderr, Stdout, ToolHandler
+from sandboxes.spec import Limits, Mount, SandboxSpec, Tier
+
+Stream = Literal["stdout", "stderr"]
+GRACE_SECONDS = 30.0
+TAIL_BYTES = 4096
+FLUSH_SECONDS = 10.0
+OUTPUTS_MOST = 256
+RESULT_FILE = "output.json"
+
+
+class Runner:
+    """Runs attempts; holds nothing between them. ``run`` never raises but for cancellation from outside."""
+
+    def __init__(
+        self,
+        *,
+        control_plane: ControlPlane,
+        drivers: Mapping[Tier, Driver],
+        inputs: Inputs,
+        gateway: ToolGateway,
+        spool: OutputSpool,
+        lease: Lease,
+        guest_calls: Callable[[Attempt, CodeWork], ToolHandler],
+    ) -> None:
+        self._control_plane = control_plane
+        self._drivers = drivers
+        self._inputs = inputs
+        self._gateway = gateway
+        self._spool = spool
+        self._lease = lease
+        self._guest_calls = guest_calls
+
+    async def run(self, attempt: Attempt) -> Report:
+        """What became of it. ``attempt.ending`` overrides what the sandbox said."""
+        assignment = attempt.assignment
+        report = Report(attempt=assignment.attempt, fence=assignment.fence)
+        started = self._lease.clock()
+        try:
+            with attempt.scope:
+                with anyio.move_on_after(assignment.wall_seconds + GRACE_SECONDS) as deadline:
+                    if assignment.code is not None:
+                        await self._code(attempt, assignment.code, report)
+                    else:
+                        await self._call(attempt, report)
+                if deadline.cancelled_caught:
+                    _timed_out(report, f"no end within {assignment.wall_seconds:g} s and {GRACE_SECONDS:g} s of grace")
+        except FetchFailed as error:
+            _platform(report, "fetch_failed", str(error))
+        except DriverFailed as error:
+            _platform(report, "driver_failed", str(error))
+        except RequestRefused as error:
+            _platform(report, "driver_failed", f"the control plane refused an upload: {error}")
+        if attempt.ending == "cancelled":
+            report.reason, report.message, report.platform_error = ExitReason.CANCELLED, attempt.why, None
+            report.has_result, report.result, report.error = False, None, None
+        elif attempt.ending is not None:
+            _platform(report, attempt.ending, attempt.why)
+        report.wall_seconds = report.wall_seconds or self._lease.clock() - started
+        if assignment.code is not None and (report.stdout_bytes or report.stderr_bytes):
+            await self._spool.flushed(assignment.attempt, assignment.fence, FLUSH_SECONDS)
+        return report
+
+    async def _call(self, attempt: Attempt, report: Report) -> None:
+        assignment = attempt.assignment
+        report.reason = "tool"
+        if assignment.call is None:
+            _platform(report, "driver_failed", "the assignment has neither code nor call")
+            return
+        with anyio.move_on_after(assignment.wall_seconds) as scope:
+            outcome = await self._gateway.perform(assignment.call, assignment.attempt, assignment.fence)
+            report.artifacts = list(outcome.artifacts)
+            report.error = outcome.error
+            if outcome.error is None:
+                report.has_result, report.result = True, outcome.value
+        if scope.cancelled_caught:
+            message = f"no answer within {assignment.wall_seconds:g} s"
+            report.error = {"type": "timeout", "message": message, "retryable": True}
+
+    async def _code(self, attempt: Attempt, work: CodeWork, report: Report) -> None:
+        driver = self._driver(work)
+        async with AsyncExitStack() as stack:
+            mounts = await self._inputs.mounts(attempt.assignment, work.inputs, stack)
+            await self._lease.wait_held()
+            spec = _spec(attempt, work, mounts)
+            sandbox = await stack.enter_async_context(driver.open(spec, attempt.assignment.attempt))
+            attempt.sandbox = sandbox
+            try:
+                if not self._lease.held() and Feature.FREEZE in driver.features:
+                    await attempt.freeze()
+                await self._execute(attempt, sandbox, work, report)
+                if report.reason == ExitReason.EXITED and attempt.ending is None:
+                    await self._upload(attempt, sandbox, work, report)
+            finally:
+                attempt.sandbox = None
+
+    def _driver(self, work: CodeWork) -> Driver:
+        try:
+            return self._drivers[Tier(work.sandbox.tier)]
+        except (KeyError, ValueError):
+            raise DriverFailed(
+                f"this node has no tier {work.sandbox.tier!r}, only {', '.join(sorted(self._drivers)) or 'none'}"
+            ) from None
+
+    async def _execute(self, attempt: Attempt, sandbox: Sandbox, work: CodeWork, report: Report) -> None:
+        command = Command(
+            language=work.language,
+            source=work.source,
+            call=work.call,
+            args=tuple(work.args),
+        )
+        stdout, stderr = bytearray(), bytearray()
+        exited: Exited | None = None
+        try:
+            async with aclosing(_events(sandbox, command, self._guest_calls(attempt, work))) as events:
+                async for event in events:
+                    match event:
+                        case Stdout(data=data):
+                            self._stream(attempt, "stdout", report.stdout_bytes, data, stdout)
+                            report.stdout_bytes += len(data)
+                        case Stderr(data=data):
+                            self._stream(attempt, "stderr", report.stderr_bytes, data, stderr)
+                            report.stderr_bytes += len(data)
+                        case Progress(fraction=fraction, text=text):
+                            self._progress(attempt, fraction, text)
+                        case Exited():
+                            exited = event
+                        case _:
+                            assert_never(event)
+        finally:
+            report.stdout_tail = stdout.decode(errors="replace")
+            report.stderr_tail = stderr.decode(errors="replace")
+        if exited is None:
+            raise DriverFailed("the sandbox ended without saying how")
+        _fill(report, exited)
+
+    def _stream(self, attempt: Attempt, stream: Stream, offset: int, data: bytes, tail: bytearray) -> None:
+        tail += data[-TAIL_BYTES:]
+        del tail[:-TAIL_BYTES]
+        name, fence = attempt.key
+        self._spool.put(OutputChunk(attempt=name, fence=fence, stream=stream, offset=offset, data=data))
+
+    def _progress(self, attempt: Attempt, fraction: float, text: str) -> None:
+        name, fence = attempt.key
+        bounded = min(1.0, max(0.0, fraction)) if fraction == fraction else 0.0
+        self._spool.put(
+            OutputChunk(attempt=name, fence=fence, stream="progress", offset=0, fraction=bounded, text=text[:1000])
+        )
+
+    async def _upload(self, attempt: Attempt, sandbox: Sandbox, work: CodeWork, report: Report) -> None:
+        name, fence = attempt.key
+        references: list[ArtifactRef] = []
+        files = [
+            file
+            for file in await sandbox.outputs()
+            if not (file.path == RESULT_FILE and report.has_result and work.call is None)
+        ]
+        for file in files[:OUTPUTS_MOST]:
+            data = await sandbox.read_output(file.path)
+            media_type = mimetypes.guess_type(file.path)[0] or "application/octet-stream"
+            put = partial(self._control_plane.upload, name, fence, file.path, media_type, data)
+            references.append(await insist(put))
+        report.artifacts = references
+        if len(files) > OUTPUTS_MOST:
+            report.message = (
+                f"{len(files)} files below /outputs; the first {OUTPUTS_MOST} by name were kept. {report.message}"
+            )
+
+
+async def _events(sandbox: Sandbox, command: Command, tools: ToolHandler) -> AsyncGenerator[Event, None]:
+    """The port promises an iterator; closing it early is what kills the guest, so close it where it can be closed."""
+    events = sandbox.execute(command, tools)
+    try:
+        async for event in events:
+            yield event
+    finally:
+        if isinstance(events, AsyncGenerator):
+            await events.aclose()
+
+
+def _spec(attempt: Attempt, work: CodeWork, mounts: list[Mount]) -> SandboxSpec:
+    wall = min(work.sandbox.wall_seconds, attempt.assignment.wall_seconds)
+    return SandboxSpec(
+        tier=Tier(work.sandbox.tier),
+        image=work.sandbox.image,
+        limits=Limits(memory_bytes=work.sandbox.memory_bytes, wall_seconds=wall, cpu=work.sandbox.cpu_milli / 1000),
+        mounts=tuple(mounts),
+    )
+
+
+def _fill(report: Report, exited: Exited) -> None:
+    report.code = exited.code
+    report.reason = exited.reason
+    report.message = exited.message
+    report.has_result = exited.has_result
+    report.result = exited.result
+    report.schema_error = exited.schema_error
+    report.output_truncated = exited.output_truncated
+    report.wall_seconds = exited.wall_seconds
+    report.memory_peak_bytes = exited.memory_peak_bytes
+
+
+def _platform(report: Report, kind: str, message: str) -> None:
+    report.platform_error, report.message = kind, message
+    report.has_result, report.result, report.error = False, None, None
+
+
+def _timed_out(report: Report, message: str) -> None:
+    if report.reason != "tool":
+        report.reason, report.code = ExitReason.TIMEOUT, -1
+    report.message = message
+    report.has_result, report.result = False, None
+    if report.error is None and report.reason == "tool":
+        report.error = {"type": "timeout", "message": message, "retryable": True}
