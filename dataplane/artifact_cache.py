@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import secrets
 from collections import OrderedDict
 from collections.abc import AsyncIterator
@@ -129,7 +128,7 @@ class ArtifactCache:
             await anyio.to_thread.run_sync(_publish, temporary, self._folder / name)
         finally:
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
+                temporary.unlink()
         self._sizes[name] = size
         self._sizes.move_to_end(name)
         self._added[name] = None
@@ -145,7 +144,7 @@ class ArtifactCache:
             if self._users.get(name) or (newest and name == next(reversed(self._sizes))):
                 continue
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._folder / name)
+                (self._folder / name).unlink()
             self._forget(name)
             excess -= size
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal
 
 import anyio
@@ -53,7 +54,7 @@ class Attempt:
             await self.sandbox.thaw()
 
 
-def free(total: Capacity, attempts: list[Attempt]) -> Capacity:
+def free(total: Capacity, attempts: Collection[Attempt]) -> Capacity:
     """What is left of ``total``; a tool call takes a slot only."""
     cpu, memory = total.cpu_milli, total.memory_bytes
     for attempt in attempts:

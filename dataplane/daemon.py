@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.abc
@@ -22,28 +23,25 @@ import msgspec
 import structlog
 
 from dataplane.artifact_cache import ArtifactCache
-from dataplane.attempts import Attempt, Ending, free
+from dataplane.attempts import Attempt, Ending
 from dataplane.backoff import Backoff, insist
 from dataplane.client import ControlPlaneUnavailable, HttpControlPlane, RequestRefused, TokenRefused
 from dataplane.config import NodeConfig, keep_secret, stable_identity
+from dataplane.custody import Custody
 from dataplane.data_roots import DataRoots
 from dataplane.egress import Lookup, system_lookup
 from dataplane.guest_calls import GuestCalls
 from dataplane.http_calls import HttpCalls
 from dataplane.inputs import Inputs
-from dataplane.inventory import capacity, images
+from dataplane.inventory import Inventory
 from dataplane.lanes import Lane
-from dataplane.leases import Lease, LeaseState
+from dataplane.leases import Lease
 from dataplane.output_spool import OutputSpool
 from dataplane.protocol import (
     FEATURES,
-    VERSION,
     Assignment,
     CodeWork,
-    DataRoot,
     Directive,
-    Heartbeat,
-    ImageState,
     PullRequest,
     PullResponse,
     Register,
@@ -54,14 +52,13 @@ from dataplane.registration import Registration
 from dataplane.report_queue import SMALL_BYTES, ReportQueue
 from dataplane.runner import Runner
 from dataplane.tool_gateway import ToolGateway
-from sandboxes.driver import Driver, Feature
+from sandboxes.driver import Driver
 from sandboxes.errors import DriverFailed
 from sandboxes.execution import ToolHandler
 from sandboxes.spec import Tier
 
 PARK_SECONDS = 20.0
 ASSIGNMENTS_MOST = 256
-DATA_REFRESH_SECONDS = 60.0
 
 log = structlog.get_logger("stockade.node")
 
@@ -80,25 +77,21 @@ class NodeDaemon:
     ) -> None:
         self._config = config
         self._drivers = drivers
-        self._absent = dict(absent or {})
         self._identity = stable_identity(config)
         self._boot_id = secrets.token_hex(8)
-        self._total = capacity(config)
-        self._roots = DataRoots(config.data)
-        self._data: list[DataRoot] = []
-        self._told_data: list[DataRoot] | None = None
-        self._told_images: list[ImageState] | None = None
         self._heartbeat_seconds = 3.0
         self._node = ""
         self._draining = False
-        self._attempts: dict[tuple[str, int], Attempt] = {}
         self._idle = anyio.Event()
         self._stopped = anyio.Event()
-        self._state_changed = anyio.Event()
         self.lease = lease or Lease()
+        self._custody = Custody(self.lease, drivers, self._end)
+        self._attempts = self._custody.attempts
         self._reports = ReportQueue()
         self._http = HttpCalls(lookup)
         self._cache = ArtifactCache(config.state_dir / "artifacts", config.cache_bytes)
+        roots = DataRoots(config.data)
+        self._inventory = Inventory(config, drivers, absent or {}, roots, self._cache)
         inner = HttpControlPlane(config.checked_url(), config.read_join_token(), config.ca_file)
         self._control_plane = Registration(inner, self._describe, self._accepted)
         self._authorize = Lane(self._control_plane.authorize)
@@ -109,7 +102,7 @@ class NodeDaemon:
         self._runner = Runner(
             control_plane=self._control_plane,
             drivers=drivers,
-            inputs=Inputs(self._control_plane, self._cache, self._roots),
+            inputs=Inputs(self._control_plane, self._cache, roots),
             gateway=gateway,
             spool=self._spool,
             lease=self.lease,
@@ -133,11 +126,11 @@ class NodeDaemon:
                 for serve in (
                     self._work_lane,
                     self._report_lane,
-                    self._lease_watch,
+                    self._custody.watch,
                     self._authorize.serve,
                     self._record.serve,
                     self._spool.serve,
-                    self._refresh_data,
+                    self._inventory.refresh_data,
                     self._prepare_images,
                 ):
                     tasks.start_soon(serve)
@@ -188,27 +181,13 @@ class NodeDaemon:
     # --- registration
 
     def _describe(self) -> Register:
-        self._told_images = images(list(self._drivers.values()))
-        self._told_data = self._data
-        self._cache.tell_all()
-        return Register(
-            identity=self._identity,
-            boot_id=self._boot_id,
-            version=VERSION,
-            features=sorted(FEATURES),
-            capacity=self._total,
-            tiers={tier: str(driver.strength) for tier, driver in self._drivers.items()},
-            absent={str(tier): why for tier, why in self._absent.items()},
-            images=self._told_images,
-            labels=dict(self._config.labels),
-            data=self._data,
-        )
+        return self._inventory.registration(self._identity, self._boot_id)
 
     def _accepted(self, answer: Registered) -> None:
         self._node = answer.node
         self._heartbeat_seconds = answer.heartbeat_seconds
         self.lease.configure(answer.lease_seconds, answer.hold_seconds)
-        self._state_changed.set()
+        self._custody.changed()
 
     # --- lanes
 
@@ -239,7 +218,10 @@ class NodeDaemon:
         while True:
             await self._reports.wait(max(0.0, next_heartbeat - self.lease.clock()))
             now = self.lease.clock()
-            heartbeat = self._heartbeat() if now >= next_heartbeat or self._draining else None
+            heartbeat = None
+            if now >= next_heartbeat or self._draining:
+                held = self._reports.held()
+                heartbeat = self._inventory.heartbeat(self._attempts.values(), held, draining=self._draining)
             batch = self._reports.batch()
             if heartbeat is None and not batch:
                 continue
@@ -260,33 +242,13 @@ class NodeDaemon:
             if heartbeat is not None:
                 next_heartbeat = now + self._heartbeat_seconds
                 if generation == self._control_plane.generation:
-                    self._told(heartbeat)
-                await self._renewed(now)
+                    self._inventory.told(heartbeat)
+                await self._custody.renew(now)
 
     async def _outage(self, lane: str, error: Exception, backoff: Backoff) -> None:
         wait = backoff.next_seconds()
         log.warning("control plane not reached", lane=lane, error=str(error)[:300], retry_seconds=round(wait, 3))
         await anyio.sleep(wait)
-
-    def _heartbeat(self) -> Heartbeat:
-        seen = images(list(self._drivers.values()))
-        added, removed = self._cache.changes()
-        return Heartbeat(
-            free=free(self._total, list(self._attempts.values())),
-            attempts=[*self._attempts, *self._reports.held()],
-            images=None if seen == self._told_images else seen,
-            data=None if self._data == self._told_data else self._data,
-            cached_added=added,
-            cached_removed=removed,
-            draining=self._draining,
-        )
-
-    def _told(self, heartbeat: Heartbeat) -> None:
-        if heartbeat.images is not None:
-            self._told_images = heartbeat.images
-        if heartbeat.data is not None:
-            self._told_data = heartbeat.data
-        self._cache.settle(heartbeat.cached_added, heartbeat.cached_removed)
 
     # --- what comes in
 
@@ -321,10 +283,9 @@ class NodeDaemon:
             kind = "driver_failed" if missing else "lost"
             self._reports.put(Report(attempt=key[0], fence=key[1], platform_error=kind, message=why))
             return
-        assert self._tasks is not None
         attempt = Attempt(assignment)
         self._attempts[key] = attempt
-        self._tasks.start_soon(self._run_attempt, attempt)
+        self._spawn(self._run_attempt, attempt)
 
     async def _run_attempt(self, attempt: Attempt) -> None:
         try:
@@ -343,22 +304,25 @@ class NodeDaemon:
             self._idle.set()
 
     def _obey(self, directive: Directive) -> None:
-        assert self._tasks is not None
         match directive.kind:
             case "cancel":
                 attempt = self._attempts.get((directive.attempt, directive.fence))
                 if attempt is not None:
                     self._end(attempt, "cancelled", directive.reason)
             case "drain":
-                self._tasks.start_soon(self.drain)
+                self._spawn(self.drain)
             case "prepare":
-                self._tasks.start_soon(self._prepare, directive.tier, directive.image)
+                self._spawn(self._prepare, directive.tier, directive.image)
             case "rejoin":
-                self._tasks.start_soon(self._rejoin, self._control_plane.generation)
+                self._spawn(self._rejoin, self._control_plane.generation)
+
+    def _spawn(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+        if self._tasks is None:
+            raise RuntimeError("the node is not running")
+        self._tasks.start_soon(function, *args)
 
     def _end(self, attempt: Attempt, ending: Ending, why: str) -> None:
-        assert self._tasks is not None
-        self._tasks.start_soon(attempt.end, ending, why)
+        self._spawn(attempt.end, ending, why)
 
     def _guest_calls(self, attempt: Attempt, work: CodeWork) -> ToolHandler:
         return GuestCalls(
@@ -371,43 +335,7 @@ class NodeDaemon:
             superseded=lambda old: self._end(old, "cancelled", "superseded by a newer fence"),
         )
 
-    # --- the lease
-
-    async def _renewed(self, sent: float) -> None:
-        self.lease.renew(sent)
-        if self.lease.held():
-            for attempt in list(self._attempts.values()):
-                if attempt.ending is None:
-                    await attempt.thaw()
-        self._state_changed.set()
-
-    async def _lease_watch(self) -> None:
-        while True:
-            self._state_changed = anyio.Event()
-            with anyio.move_on_after(self.lease.seconds_to_change() + 0.001):
-                await self._state_changed.wait()
-            state = self.lease.state()
-            if state is LeaseState.HELD:
-                continue
-            self.lease.stop_effects()
-            for attempt in list(self._attempts.values()):
-                if state is LeaseState.OVER:
-                    self._end(attempt, "frozen", "the node did not reach the control plane for the whole hold")
-                elif attempt.sandbox is not None and self._can_freeze(attempt):
-                    log.warning("frozen", attempt=attempt.assignment.attempt)
-                    await attempt.freeze()
-
-    def _can_freeze(self, attempt: Attempt) -> bool:
-        code = attempt.assignment.code
-        driver = self._drivers.get(Tier(code.sandbox.tier)) if code is not None else None
-        return driver is not None and Feature.FREEZE in driver.features
-
     # --- in the background
-
-    async def _refresh_data(self) -> None:
-        while self._config.data:
-            self._data = await anyio.to_thread.run_sync(self._roots.describe)
-            await anyio.sleep(DATA_REFRESH_SECONDS)
 
     async def _prepare_images(self) -> None:
         for tier in self._drivers:

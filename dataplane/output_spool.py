@@ -32,7 +32,7 @@ class OutputSpool:
         self._memory: deque[OutputChunk] = deque()
         self._memory_used = 0
         fd, name = tempfile.mkstemp(dir=folder)
-        os.unlink(name)
+        Path(name).unlink()
         self._file = os.fdopen(fd, "w+b")
         self._written = self._read = 0
         self._pending: dict[tuple[str, int], int] = {}
