@@ -1,0 +1,239 @@
+"""The blocking client: one method per operation of the API. Close it, or use it as a context manager."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Self, TypeVar
+
+import httpx2
+
+from stockade.client import calls, transport
+from stockade.client.calls import Call, Definition, Page
+from stockade.client.errors import ServerUnreachable
+from stockade.client.models import (
+    TERMINAL_EVENTS,
+    Artifact,
+    Decision,
+    Event,
+    JoinToken,
+    Node,
+    Run,
+    Secret,
+    Step,
+    Tool,
+    Validation,
+    Workflow,
+)
+from stockade.client.sse import EventLines
+
+T = TypeVar("T")
+DEFAULT_URL = "http://127.0.0.1:7373"
+STREAM_READ_SECONDS = 45.0  # three heartbeats
+
+
+def _key() -> str:
+    return uuid.uuid4().hex
+
+
+class Client:
+    """Every method may raise ``StockadeError`` (refused) or ``ServerUnreachable``; ``timeout`` is per request, s."""
+
+    def __init__(self, url: str = DEFAULT_URL, *, api_key: str | None = None, timeout: float = 30.0) -> None:
+        self.url = url.rstrip("/")
+        self._http = httpx2.Client(**transport.options(url, api_key, timeout))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def submit(
+        self,
+        workflow: Definition,
+        input: Any = None,
+        *,
+        labels: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Run:
+        """Start a run; it is durable when this returns. The same ``idempotency_key`` gives the same run."""
+        return self._send(calls.submit(workflow, input, labels, idempotency_key or _key()))
+
+    def validate(self, workflow: Definition, input: Any = None) -> Validation:
+        """What a submit would meet: faults, policy's answer, where each step would run. Starts nothing."""
+        return self._send(calls.validate(workflow, input))
+
+    def run(self, run_id: str) -> Run:
+        """A run now."""
+        return self._send(calls.run(run_id))
+
+    def runs(
+        self, *, status: str | None = None, workflow: str | None = None, limit: int = 50, cursor: str | None = None
+    ) -> Page[Run]:
+        """A page of runs, newest first."""
+        return self._send(calls.runs(status, workflow, limit, cursor))
+
+    def steps(self, run_id: str) -> list[Step]:
+        """Every step of a run."""
+        return self._all(lambda cursor: calls.steps(run_id, cursor))
+
+    def step(self, run_id: str, path: str) -> Step:
+        """One step by its path, such as ``scan[3]/probe``."""
+        return self._send(calls.step(run_id, path))
+
+    def logs(self, run_id: str, path: str, stream: str = "stdout") -> str:
+        """All a step's current attempt wrote on ``stdout`` or ``stderr``."""
+        return self._send(calls.logs(run_id, path, stream))
+
+    def cancel(self, run_id: str, reason: str | None = None) -> Run:
+        """Ask a run to end; it is ``cancelling`` until its steps are gone."""
+        return self._send(calls.cancel(run_id, reason, _key()))
+
+    def approve(self, run_id: str, path: str, comment: str | None = None) -> Step:
+        """Say yes to an approval step. Needs a person's key with the scope ``approve``."""
+        return self._send(calls.decide(run_id, path, True, comment, _key()))
+
+    def reject(self, run_id: str, path: str, comment: str | None = None) -> Step:
+        """Say no to an approval step. Needs a person's key with the scope ``approve``."""
+        return self._send(calls.decide(run_id, path, False, comment, _key()))
+
+    def nodes(self) -> list[Node]:
+        """Every node, also lost ones."""
+        return self._all(calls.nodes)
+
+    def join_token(self) -> JoinToken:
+        """A fresh token with which one node can join."""
+        return self._send(calls.join_token(_key()))
+
+    def artifacts(self, run_id: str | None = None) -> list[Artifact]:
+        """References to artifacts, of one run or all."""
+        return self._all(lambda cursor: calls.artifacts(run_id, cursor))
+
+    def artifact_content(self, artifact_id: str) -> bytes:
+        """An artifact's bytes."""
+        return self._send(calls.artifact_content(artifact_id))
+
+    def upload(self, name: str, content: bytes, media_type: str = "application/octet-stream") -> Artifact:
+        """Store bytes; the reference can be a step's input."""
+        return self._send(calls.upload(name, content, media_type, _key()))
+
+    def decisions(
+        self, run_id: str | None = None, *, entry: str | None = None, allow: bool | None = None
+    ) -> list[Decision]:
+        """Policy's answers, of one run or all."""
+        return self._all(lambda cursor: calls.decisions(run_id, entry, allow, cursor))
+
+    def decision(self, decision_id: str) -> Decision:
+        """One answer with its (masked) question."""
+        return self._send(calls.decision(decision_id))
+
+    def set_secret(self, name: str, value: str) -> None:
+        """Store a secret's value; it can be replaced, never read."""
+        return self._send(calls.set_secret(name, value))
+
+    def secrets(self) -> list[Secret]:
+        """Names of secrets."""
+        return self._all(calls.secrets)
+
+    def delete_secret(self, name: str) -> None:
+        """Forget a secret."""
+        return self._send(calls.delete_secret(name))
+
+    def put_tool(self, name: str, spec: Mapping[str, Any]) -> Tool:
+        """Register ``server.tool``, or replace it under a new digest."""
+        return self._send(calls.put_tool(name, spec))
+
+    def tools(self) -> list[Tool]:
+        """Registered and built-in tools."""
+        return self._all(calls.tools)
+
+    def delete_tool(self, name: str) -> None:
+        """Forget a tool."""
+        return self._send(calls.delete_tool(name))
+
+    def publish(self, definition: Mapping[str, Any]) -> Workflow:
+        """Store a definition under its ``name@version``, which never changes."""
+        return self._send(calls.publish(definition, _key()))
+
+    def workflows(self) -> list[Workflow]:
+        """Published definitions."""
+        return self._all(calls.workflows)
+
+    def status(self) -> dict[str, Any]:
+        """How the control plane is: version, open runs, ready nodes, policy."""
+        return self._send(calls.status())
+
+    def whoami(self) -> dict[str, Any]:
+        """Whose key this is and what it may do."""
+        return self._send(calls.whoami())
+
+    def events(self, run_id: str, *, after: int = 0) -> Iterator[Event]:
+        """A run's events from ``after`` on, as they are committed, until it ends. Lost connections are resumed."""
+        pauses = transport.pauses()
+        while True:
+            ended = False
+            try:
+                for event in self._stream(run_id, after):
+                    after, pauses = max(after, event.seq), transport.pauses()
+                    ended = event.type in TERMINAL_EVENTS
+                    yield event
+            except httpx2.TransportError as error:
+                pause = next(pauses, None)
+                if pause is None:
+                    raise ServerUnreachable(self.url, str(error) or type(error).__name__) from None
+                time.sleep(pause)
+            if ended:
+                return
+
+    def wait(self, run_id: str) -> Run:
+        """Return the run when it has ended."""
+        run = self.run(run_id)
+        if not run.ended:
+            for _ in self.events(run_id):
+                pass
+            run = self.run(run_id)
+        return run
+
+    def _stream(self, run_id: str, after: int) -> Iterator[Event]:
+        headers = {"Accept": "text/event-stream", **({"Last-Event-ID": str(after)} if after else {})}
+        timeout = httpx2.Timeout(10.0, read=STREAM_READ_SECONDS)
+        path = f"/v1/runs/{calls.part(run_id)}/events"
+        with self._http.stream("GET", path, headers=headers, timeout=timeout) as response:
+            if response.status_code >= 400:
+                raise transport.problem(response.status_code, response.read())
+            lines = EventLines()
+            for line in response.iter_lines():
+                event = lines.feed(line)
+                if event is not None:
+                    yield event
+
+    def _all(self, page: Callable[[str | None], Call[Page[T]]]) -> list[T]:
+        found: list[T] = []
+        cursor: str | None = None
+        while True:
+            part = self._send(page(cursor))
+            found.extend(part.data)
+            cursor = part.next_cursor
+            if cursor is None:
+                return found
+
+    def _send(self, call: Call[T]) -> T:
+        pauses = transport.pauses()
+        while True:
+            try:
+                response = self._http.request(**transport.request_arguments(call))
+            except httpx2.TransportError as error:
+                pause = next(pauses, None) if call.repeatable or isinstance(error, httpx2.ConnectError) else None
+                if pause is None:
+                    raise ServerUnreachable(self.url, str(error) or type(error).__name__) from None
+            else:
+                pause = next(pauses, None) if transport.worth_repeating(call, response) else None
+                if pause is None:
+                    return call.read(transport.checked(response.status_code, response.content))
+            time.sleep(pause)
