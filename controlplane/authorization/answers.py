@@ -40,10 +40,14 @@ def read_answer(
     except (msgspec.DecodeError, ValueError) as problem:
         said = "undefined" if answer.strip() == _UNDEFINED else f"not a decision: {problem}"
         return refusal(
-            question, failure="malformed_answer", message=f"{question.entry.value}.decision is {said}.",
-            remedy="Give `decision` a default, and exactly allow, reasons, obligations; then run `stockade policy test`.",
-            revision=revision, engine=engine, encoded=encoded,
-        )  # fmt: skip
+            question,
+            failure="malformed_answer",
+            message=f"{question.entry.value}.decision is {said}.",
+            remedy="Give `decision` a default, and exactly allow, reasons, obligations; try `stockade policy test`.",
+            revision=revision,
+            engine=engine,
+            encoded=encoded,
+        )
     reasons = tuple(
         Reason(code=one.code, message=one.message, rule=rules.get(one.code, ""), remedy=one.remedy)
         for one in raw.reasons

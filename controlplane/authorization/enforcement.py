@@ -24,8 +24,9 @@ WITHIN_SECONDS = 0.24
 _ENFORCER = "enforcer"
 # Obligations that policies may already be written with, so that their denial says "not yet", not "what is this".
 _PLANNED = frozenset(
-    "allow_list attenuate bytes_max cap downgrade force_tier inject label_output max_tokens pause pin_digest"
-    " quarantine rate_limit redact require_approval sandbox_tier scrub_response terminate_tls ttl".split()
+    {"allow_list", "attenuate", "bytes_max", "cap", "downgrade", "force_tier", "inject", "label_output"}
+    | {"max_tokens", "pause", "pin_digest", "quarantine", "rate_limit", "redact", "require_approval"}
+    | {"sandbox_tier", "scrub_response", "terminate_tls", "ttl"}
 )
 
 

@@ -16,34 +16,30 @@ LONGEST_TEXT_BYTES = 256
 _CREDENTIAL = re.compile(
     r"passw|passphrase|token|secret|credential|authorization|api[_-]?key|private[_-]?key|cookie|bearer", re.IGNORECASE
 )
-# Names of secrets, as workflows list them, are not secret values: a denial without them explains nothing.
-_NAMES_ONLY = frozenset({"secret", "secrets", "step_secrets"})
 
 
 def masked(question_input: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a question's input that is safe to store. Only tool arguments are masked by key; elsewhere
-    ``secret`` and ``secrets`` hold names."""
-    copied: dict[str, Any] = {}
-    for key, value in question_input.items():
-        if type(value) is str:
-            copied[key] = _cut(value) if len(value) > 64 else value
-        elif key == "args":
-            copied[key] = _hidden(value)
-        elif key in _NAMES_ONLY or type(value) not in (dict, list):
-            copied[key] = value
-        else:
-            copied[key] = _hidden(value)
+    """A copy of a question's input that is safe to store."""
+    # Only these hold what a stranger wrote; the schemas keep the rest to names (also of secrets) and numbers.
+    copied = {key: _cut(value) if type(value) is str else value for key, value in question_input.items()}
+    if "args" in copied:
+        copied["args"] = _hidden(copied["args"])
+    if isinstance(to := copied.get("destination"), Mapping):
+        # Query strings carry keys.
+        copied["destination"] = {**to, "path": _cut(str(to.get("path", "")).partition("?")[0])}
+    if isinstance(asked := copied.get("definition"), Mapping):
+        copied["definition"] = {**asked, "data": [_cut(str(uri)) for uri in asked.get("data", [])]}
     return copied
 
 
 @lru_cache(maxsize=4096)
 def _sounds_secret(key: str) -> bool:
-    return key not in _NAMES_ONLY and _CREDENTIAL.search(key) is not None
+    return _CREDENTIAL.search(key) is not None
 
 
 def _hidden(value: Any) -> Any:
     if isinstance(value, str):
-        return _cut(value) if len(value) > 64 else value
+        return _cut(value)
     if isinstance(value, Mapping):
         return {key: MASK if _sounds_secret(key) else _hidden(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -52,6 +48,8 @@ def _hidden(value: Any) -> Any:
 
 
 def _cut(text: str) -> str:
+    if len(text) <= LONGEST_TEXT_BYTES // 4:
+        return text
     encoded = text.encode("utf-8", "replace")
     if len(encoded) <= LONGEST_TEXT_BYTES:
         return text

@@ -27,6 +27,7 @@ def validators(directory: Path = SHIPPED / "schemas") -> Mapping[EntryPoint, jso
         entry: jsonschema_rs.Draft202012Validator(
             json.loads((directory / f"{entry.value.removeprefix('runtime.')}.json").read_text("utf-8")),
             registry=registry,
+            mask="…",
         )
         for entry in EntryPoint
     }
@@ -38,7 +39,7 @@ def problem_with(entry: EntryPoint, question_input: Any) -> str:
     try:
         if validator.is_valid(question_input):
             return ""
-        first = next(iter(validator.iter_errors(question_input, mask="…")))
+        first = next(iter(validator.iter_errors(question_input)))
     except (ValueError, TypeError, StopIteration, RecursionError) as problem:
         return f"/ is not JSON ({type(problem).__name__})"
     pointer = "/" + "/".join(str(part) for part in first.instance_path)

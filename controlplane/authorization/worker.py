@@ -28,7 +28,7 @@ import msgspec
 from regorus import Engine
 
 _LENGTH = struct.Struct("<I")
-_COUNTER = struct.Struct("<Q")
+_COUNTER = struct.Struct("=Q")
 # What a rule may map beyond what the loaded engine has; the engine's allocator reserves far more than it uses.
 _GROWTH_BYTES = 1 << 30
 _PR_SET_PDEATHSIG = 1

@@ -23,7 +23,6 @@ from typing import Any, Protocol
 import msgspec
 
 _LENGTH = struct.Struct("<I")
-_COUNTER = struct.Struct("<Q")
 _CHUNK_BYTES = 1 << 18
 _PROGRAM = Path(__file__).with_name("worker.py")
 
@@ -73,7 +72,7 @@ class WorkerProcess:
                 self._process = subprocess.Popen(
                     # -I: nothing from the environment or the working directory is imported.
                     [sys.executable, "-I", str(_PROGRAM), str(os.getpid()), str(page.fileno())],
-                    stdin=theirs,
+                    stdin=theirs.fileno(),
                     # A rule's print and a panic's report could quote the input: they go nowhere.
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
@@ -98,8 +97,7 @@ class WorkerProcess:
 
     def progress(self) -> int:
         """How many questions it has begun, ever."""
-        count: int = _COUNTER.unpack_from(self._page, 0)[0]
-        return count
+        return int.from_bytes(self._page[:8], sys.byteorder)
 
     @property
     def stuck_in(self) -> Asked | None:

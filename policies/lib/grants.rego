@@ -6,11 +6,12 @@ import rego.v1
 
 # `table` is an object whose keys are names or patterns (`*` within one dot-separated part, `**` across parts;
 # `*` alone is everything). Values that are false grant nothing.
-names(table, name) if table[name]
-
-names(table, _) if table["*"]
-
+# Looking for the plain name and for `*` first keeps patterns off the common path.
 names(table, name) if {
+	table[name]
+} else if {
+	table["*"]
+} else if {
 	some pattern, granted in table
 	granted
 	contains(pattern, "*")
@@ -18,11 +19,11 @@ names(table, name) if {
 }
 
 # `patterns` is a list of the same kind.
-lists(patterns, name) if name in patterns
-
-lists(patterns, _) if "*" in patterns
-
 lists(patterns, name) if {
+	name in patterns
+} else if {
+	"*" in patterns
+} else if {
 	some pattern in patterns
 	contains(pattern, "*")
 	glob.match(pattern, ["."], name)
@@ -30,20 +31,18 @@ lists(patterns, name) if {
 
 # A table of ports by host: `true` is every port, a list is these.
 reaches(table, host, port) if {
+	port_matches(table[host], port)
+} else if {
 	some pattern, ports in table
-	host_matches(pattern, host)
+	contains(pattern, "*")
+	glob.match(pattern, ["."], host)
 	port_matches(ports, port)
 }
 
-host_matches(pattern, host) if pattern == host
-
-host_matches(pattern, host) if {
-	contains(pattern, "*")
-	glob.match(pattern, ["."], host)
+port_matches(ports, port) if {
+	ports == true
+} else if {
+	port in ports
 }
-
-port_matches(ports, _) if ports == true
-
-port_matches(ports, port) if port in ports
 
 loopback := {"127.0.0.1", "localhost", "::1"}

@@ -8,21 +8,27 @@ import rego.v1
 
 default decision := {"allow": false, "reasons": [], "obligations": []}
 
+# What allows is stated once, positively; `refusals` is evaluated only to explain a denial.
 decision := {"allow": true, "reasons": [], "obligations": []} if {
-	count(refusals) == 0
-	permitted
+	granted
+	contained
+	count(data.tenant.data.deny) == 0
 } else := {"allow": false, "reasons": [reason | some reason in refusals], "obligations": []}
 
 refusals contains reason if some reason in data.tenant.data.deny
 
-permitted if grants.names(data.tenants[input.tenant].data, input.data_name)
+granted if grants.names(data.tenants[input.tenant].data, input.data_name)
+
+contained if not contains(input.uri, "..")
+
+contained if not ".." in split(input.uri, "/")
 
 refusals contains {
 	"code": "data_not_allowed",
 	"message": sprintf("Data root %q may not be read by tenant %q.", [input.data_name, input.tenant]),
 	"remedy": sprintf("Add \"data\": {%q: true} to tenants.%s in data.json.", [input.data_name, input.tenant]),
 } if {
-	not permitted
+	not granted
 }
 
 refusals contains {
@@ -30,6 +36,5 @@ refusals contains {
 	"message": "The URI climbs out of its root.",
 	"remedy": "Name the file by its path below the root, without `..`.",
 } if {
-	contains(input.uri, "..")
-	".." in split(input.uri, "/")
+	not contained
 }

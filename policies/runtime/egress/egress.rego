@@ -8,17 +8,15 @@ import rego.v1
 
 default decision := {"allow": false, "reasons": [], "obligations": []}
 
+# What allows is stated once, positively; `refusals` is evaluated only to explain a denial.
 decision := {"allow": true, "reasons": [], "obligations": []} if {
-	count(refusals) == 0
-	permitted
+	declared
+	listed
+	not metadata_service
+	count(data.tenant.egress.deny) == 0
 } else := {"allow": false, "reasons": [reason | some reason in refusals], "obligations": []}
 
 refusals contains reason if some reason in data.tenant.egress.deny
-
-permitted if {
-	declared
-	listed
-}
 
 declared if grants.lists(input.declared_hosts, input.destination.host)
 
@@ -47,10 +45,12 @@ refusals contains {
 }
 
 # Clouds hand credentials to whoever asks there; no listing opens it.
+metadata_service if startswith(input.destination.host, "169.254.")
+
 refusals contains {
 	"code": "egress_metadata_service",
 	"message": "Link-local addresses (cloud metadata) are never reached.",
 	"remedy": "Store what you need as a secret.",
 } if {
-	startswith(input.destination.host, "169.254.")
+	metadata_service
 }

@@ -8,18 +8,15 @@ import rego.v1
 
 default decision := {"allow": false, "reasons": [], "obligations": []}
 
+# What allows is stated once, positively; `refusals` is evaluated only to explain a denial.
 decision := {"allow": true, "reasons": [], "obligations": []} if {
-	count(refusals) == 0
-	permitted
-} else := {"allow": false, "reasons": [reason | some reason in refusals], "obligations": []}
-
-refusals contains reason if some reason in data.tenant.secret.deny
-
-permitted if {
 	named
 	bound
 	private
-}
+	count(data.tenant.secret.deny) == 0
+} else := {"allow": false, "reasons": [reason | some reason in refusals], "obligations": []}
+
+refusals contains reason if some reason in data.tenant.secret.deny
 
 named if input.secret in input.step_secrets
 
@@ -29,9 +26,11 @@ bound if {
 	grants.lists(hosts, input.destination.host)
 }
 
-private if input.destination.scheme == "https"
-
-private if input.destination.host in grants.loopback
+private if {
+	input.destination.scheme == "https"
+} else if {
+	input.destination.host in grants.loopback
+}
 
 refusals contains {
 	"code": "secret_not_named",

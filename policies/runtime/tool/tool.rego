@@ -8,30 +8,28 @@ import rego.v1
 
 default decision := {"allow": false, "reasons": [], "obligations": []}
 
+# What allows is stated once, positively; `refusals` is evaluated only to explain a denial.
 decision := {"allow": true, "reasons": [], "obligations": []} if {
-	count(refusals) == 0
-	permitted
+	step_grants
+	tenant_grants
+	count(tainted) == 0
+	count(data.tenant.tool.deny) == 0
 } else := {"allow": false, "reasons": [reason | some reason in refusals], "obligations": []}
 
 refusals contains reason if some reason in data.tenant.tool.deny
 
-permitted if {
-	step_grants
-	tenant_grants
+# The author of a `tool` step wrote this very call; what a guest may call is listed by its step.
+step_grants if {
+	input.via == "step"
+} else if {
+	grants.lists(input.granted, input.tool.name)
 }
 
-# The author of a `tool` step wrote this very call; what a guest may call is listed by its step.
-step_grants if input.via == "step"
-
-step_grants if grants.lists(input.granted, input.tool.name)
-
+# tenants.T.builtins and tenants.T.tools: {name or pattern: true}
 tenant_grants if {
 	input.tool.kind == "builtin"
-	input.tool.name in {"builtin.noop", "builtin.artifact.read", "builtin.artifact.write"}
-	data.tenants[input.tenant]
-}
-
-tenant_grants if {
+	data.tenants[input.tenant].builtins[input.tool.name]
+} else if {
 	input.tool.kind == "http"
 	grants.names(data.tenants[input.tenant].tools, input.tool.name)
 }
@@ -53,12 +51,16 @@ refusals contains {
 }
 
 # What decides where an effect goes may not come from a text that anyone could have written.
+tainted contains name if {
+	some name in input.tool.critical_args
+	input.args[name].labels.integrity == "untrusted"
+	not input.tool.effect in {"none", "read"}
+}
+
 refusals contains {
 	"code": "untrusted_critical_argument",
 	"message": sprintf("Argument %q of %s decides an effect and comes from untrusted content.", [name, input.tool.name]),
 	"remedy": "Give this argument in the workflow or its input, or leave the call to a person.",
 } if {
-	some name in input.tool.critical_args
-	input.args[name].labels.integrity == "untrusted"
-	not input.tool.effect in {"none", "read"}
+	some name in tainted
 }

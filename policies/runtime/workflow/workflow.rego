@@ -8,15 +8,23 @@ import rego.v1
 
 default decision := {"allow": false, "reasons": [], "obligations": []}
 
+# What allows is stated once, positively; `refusals` is evaluated only to explain a denial.
 decision := {"allow": true, "reasons": [], "obligations": []} if {
-	count(refusals) == 0
-	permitted
+	t := data.tenants[input.tenant]
+	d := input.definition
+	every verb in d.verbs { t.verbs[verb] }
+	every tier in d.tiers { t.tiers[tier] }
+	every tool in d.tools { grants.names(t.tools, tool) }
+	every uri in d.data { root_granted(t, uri) }
+	d.steps <= t.caps.steps
+	every resource, asked in d.resources { asked <= t.caps[resource] }
+	count(data.tenant.workflow.deny) == 0
 } else := {"allow": false, "reasons": [reason | some reason in refusals], "obligations": []}
 
 refusals contains reason if some reason in data.tenant.workflow.deny
 
-# A tenant that the data does not know has nothing.
-permitted if data.tenants[input.tenant]
+# data://NAME/REL; anything else has no root, so nothing grants it.
+root_of(uri) := split(uri, "/")[2] if startswith(uri, "data://")
 
 refusals contains {
 	"code": "tenant_unknown",
@@ -63,8 +71,10 @@ refusals contains {
 } if {
 	t := data.tenants[input.tenant]
 	some uri in input.definition.data
-	not grants.names(t.data, split(uri, "/")[2])
+	not root_granted(t, uri)
 }
+
+root_granted(t, uri) if grants.names(t.data, root_of(uri))
 
 refusals contains {
 	"code": "too_many_steps",

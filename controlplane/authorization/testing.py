@@ -1,0 +1,72 @@
+"""StaticEngine: a policy engine without Rego, for tests. It passes the suite the real engine passes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from controlplane.authorization.answers import read_answer
+from controlplane.authorization.values import Decision, PolicyUnavailable, Question
+
+REVISION = "static"
+_ALLOW = {"allow": True, "reasons": [], "obligations": []}
+
+
+class Never:
+    """An answer that does not come: a rule that runs away."""
+
+
+def allow_all(question: Question) -> Any:
+    """Allows everything."""
+    return _ALLOW
+
+
+class StaticEngine:
+    """Answers with what ``answer`` returns: JSON-able as a rule would give it, a ``PolicyUnavailable``, or ``Never``.
+
+    ``is_down`` makes every question unavailable until it is reset. ``asked`` records the questions.
+    """
+
+    def __init__(self, answer: Callable[[Question], Any] = allow_all, deadline_seconds: float = 0.2) -> None:
+        self._answer = answer
+        self._deadline_seconds = deadline_seconds
+        self._is_open = False
+        self.is_down = False
+        self.asked: list[Question] = []
+
+    @property
+    def revision(self) -> str:
+        """Always the same."""
+        return REVISION
+
+    async def start(self) -> None:
+        """Get ready. Raises: PolicyUnavailable while it is down."""
+        self._is_open = True
+        if self.is_down:
+            raise PolicyUnavailable("The static engine is down.")
+
+    async def decide(self, questions: Sequence[Question]) -> list[Decision | PolicyUnavailable]:
+        """See the port."""
+        self.asked.extend(questions)
+        answers = [self._one(question) for question in questions]
+        if any(isinstance(one, PolicyUnavailable) and one.message.startswith("Late") for one in answers):
+            await asyncio.sleep(self._deadline_seconds)
+        return answers
+
+    async def close(self) -> None:
+        """Every later question is unavailable."""
+        self._is_open = False
+
+    def _one(self, question: Question) -> Decision | PolicyUnavailable:
+        if self.is_down or not self._is_open:
+            return PolicyUnavailable("The static engine is down.")
+        answer = self._answer(question)
+        if isinstance(answer, PolicyUnavailable):
+            return answer
+        if isinstance(answer, Never):
+            return PolicyUnavailable(f"Late: no answer within {self._deadline_seconds * 1000:.0f} ms.")
+        raw = msgspec.json.encode(answer)
+        return read_answer(question, question.encoded(), raw, rules={}, revision=REVISION, engine="static")
