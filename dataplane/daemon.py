@@ -5,7 +5,7 @@
     lease watch   frozen when it lapses, killed when the hold is over, thawed when it is renewed
     call lanes    authorize, results, output: each batches what queued while its last request was away
 
-All of them are tasks of one group. A failure of the control plane never ends one; a defect here ends the node.
+All of them are tasks of one group. A failure of the control plane never ends one; a defect outside an attempt ends the node.
 """
 
 from __future__ import annotations
@@ -120,7 +120,12 @@ class NodeDaemon:
             sent = self.lease.clock()
             answer = await insist(self._control_plane.join)
             self.lease.renew(sent)
-            log.info("registered", node=answer.node, identity=self._identity, tiers=sorted(self._drivers))
+            log.info(
+                "registered",
+                node=answer.node,
+                identity=self._identity,
+                tiers=sorted(str(tier) for tier in self._drivers),
+            )
             async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
                 for serve in (

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Literal, assert_never
 
 import anyio
+import structlog
 
 from dataplane.artifact_cache import FetchFailed
 from dataplane.attempts import Attempt
@@ -27,6 +28,8 @@ from sandboxes.driver import Driver, Feature, Sandbox
 from sandboxes.errors import DriverFailed
 from sandboxes.execution import Command, Event, Exited, ExitReason, Progress, Stderr, Stdout, ToolHandler
 from sandboxes.spec import Limits, Mount, SandboxSpec, Tier
+
+log = structlog.get_logger("stockade.node")
 
 Stream = Literal["stdout", "stderr"]
 GRACE_SECONDS = 30.0
@@ -78,6 +81,9 @@ class Runner:
             _platform(report, "driver_failed", str(error))
         except RequestRefused as error:
             _platform(report, "driver_failed", f"the control plane refused an upload: {error}")
+        except Exception as error:  # a defect in one driver must not take every other attempt of this node along
+            log.exception("attempt broke", attempt=assignment.attempt, fence=assignment.fence)
+            _platform(report, "driver_failed", f"the node broke off with {_kinds(error)}; its log has the details")
         if attempt.ending == "cancelled":
             report.reason, report.message, report.platform_error = ExitReason.CANCELLED, attempt.why, None
             report.has_result, report.result, report.error = False, None, None
@@ -203,6 +209,12 @@ async def _events(sandbox: Sandbox, command: Command, tools: ToolHandler) -> Asy
     finally:
         if isinstance(events, AsyncGenerator):
             await events.aclose()
+
+
+def _kinds(error: BaseException) -> str:
+    if isinstance(error, BaseExceptionGroup):
+        return ", ".join(_kinds(inner) for inner in error.exceptions)
+    return str(error) if isinstance(error, DriverFailed) else type(error).__name__
 
 
 def _spec(attempt: Attempt, work: CodeWork, mounts: list[Mount]) -> SandboxSpec:

@@ -1,0 +1,440 @@
+"""The daemon against the control plane's double over real HTTP, with a driver whose guests are scripts."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from aiohttp import web
+
+from dataplane.config import ConfigError, NodeConfig
+from dataplane.daemon import NodeDaemon
+from dataplane.leases import Lease
+from dataplane.protocol import (
+    Assignment,
+    AuthorizeAnswer,
+    BuiltinCall,
+    CodeWork,
+    Directive,
+    HttpCall,
+    InputGrant,
+    Performance,
+    SandboxRequest,
+    SecretLease,
+)
+from dataplane.testing import ControlPlaneDouble
+from sandboxes.driver import Feature, FileInfo, ImageStatus
+from sandboxes.errors import DriverFailed
+from sandboxes.execution import Command, Event, Exited, ExitReason, Stderr, Stdout, ToolHandler, no_tools
+from sandboxes.spec import SandboxSpec, Strength, Tier
+
+pytestmark = pytest.mark.anyio
+
+
+class ScriptedSandbox:
+    def __init__(self, driver: ScriptedDriver, spec: SandboxSpec, label: str) -> None:
+        self.label = label
+        self.frozen = False
+        self._driver = driver
+        self._spec = spec
+        self._cancelled = anyio.Event()
+
+    async def execute(self, command: Command, tools: ToolHandler = no_tools) -> AsyncIterator[Event]:
+        verb, _, rest = command.source.partition(" ")
+        self._driver.started.set()
+        if verb == "print":
+            yield Stdout(data=rest.encode())
+            yield Stderr(data=b"warned")
+            yield Exited(code=0, reason=ExitReason.EXITED, result=rest, has_result=True)
+        elif verb == "call":
+            answer = await tools(rest, {"q": 1})
+            yield Exited(
+                code=0, reason=ExitReason.EXITED, result={"value": answer.value, "error": answer.error}, has_result=True
+            )
+        elif verb == "read":
+            text = {mount.name: mount.source.read_text() for mount in self._spec.mounts}
+            yield Exited(code=0, reason=ExitReason.EXITED, result=text, has_result=True)
+        elif verb == "break":
+            raise DriverFailed("no memory cgroup here")
+        else:
+            await self._cancelled.wait()
+            yield Exited(code=-1, reason=ExitReason.CANCELLED)
+
+    async def cancel(self) -> None:
+        self._cancelled.set()
+
+    async def outputs(self) -> tuple[FileInfo, ...]:
+        return tuple(FileInfo(path=name, size_bytes=len(data)) for name, data in sorted(self._driver.files.items()))
+
+    async def read_output(self, path: str) -> bytes:
+        return self._driver.files[path]
+
+    async def freeze(self) -> None:
+        self.frozen = True
+        self._driver.changed()
+
+    async def thaw(self) -> None:
+        self.frozen = False
+        self._driver.changed()
+
+
+class ScriptedDriver:
+    tier = Tier.WASM
+    features = frozenset({Feature.PYTHON, Feature.FREEZE})
+    strength = Strength.USER
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.live: dict[str, ScriptedSandbox] = {}
+        self.started = anyio.Event()
+        self.specs: list[SandboxSpec] = []
+        self._change = anyio.Event()
+
+    def changed(self) -> None:
+        self._change.set()
+        self._change = anyio.Event()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        with anyio.fail_after(10):
+            while not condition():
+                await self._change.wait()
+
+    async def probe(self) -> str | None:
+        return None
+
+    def images(self) -> tuple[ImageStatus, ...]:
+        return (ImageStatus(image="python", ready=True, fraction=1.0, detail=""),)
+
+    async def prepare(self, image: str) -> None:
+        return None
+
+    @asynccontextmanager
+    async def open(self, spec: SandboxSpec, label: str) -> AsyncIterator[ScriptedSandbox]:
+        self.specs.append(spec)
+        self.live[label] = sandbox = ScriptedSandbox(self, spec, label)
+        try:
+            yield sandbox
+        finally:
+            del self.live[label]
+            self.changed()
+
+    async def reap(self, keep: Collection[str]) -> tuple[str, ...]:
+        return ()
+
+    async def close(self) -> None:
+        return None
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@asynccontextmanager
+async def node(
+    double: ControlPlaneDouble, folder: Path, driver: ScriptedDriver | None = None, **more: Any
+) -> AsyncIterator[NodeDaemon]:
+    drivers = {Tier.WASM: driver} if driver else {}
+    lease = more.pop("lease", None)
+    config = NodeConfig(url=double.url, state_dir=folder / "state", join_token="join", name="n", **more)
+    daemon = NodeDaemon(config, drivers, {Tier.JAIL: "no bubblewrap"}, lease=lease)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(daemon.run)
+        await double.until(lambda: bool(double.heartbeats))
+        yield daemon
+        daemon.stop()
+
+
+def code(attempt: str, source: str, *, fence: int = 1, **more: Any) -> Assignment:
+    work = CodeWork(
+        language="python",
+        source=source,
+        sandbox=SandboxRequest(tier="wasm", image="python", memory_bytes=2**28, wall_seconds=20),
+        **more,
+    )
+    return Assignment(attempt=attempt, fence=fence, run="r", path="p", number=1, wall_seconds=30, code=work)
+
+
+def call(attempt: str, work: Performance, *, fence: int = 1) -> Assignment:
+    return Assignment(attempt=attempt, fence=fence, run="r", path="p", number=1, wall_seconds=30, call=work)
+
+
+def noop(attempt: str, value: Any = 1) -> Assignment:
+    return call(attempt, Performance(key="k", builtin=BuiltinCall(name="noop", args={"value": value})))
+
+
+async def test_registers_and_answers_noop_calls(tmp_path: Path) -> None:
+    async with ControlPlaneDouble().serving() as double, node(double, tmp_path, ScriptedDriver()):
+        double.assign(*[noop(f"a{i}", {"n": i}) for i in range(600)])
+        await double.until(lambda: len(double.reports) == 600)
+    assert len(double.deliveries) == 600
+    assert double.reports["a599"].result == {"n": 599}
+    registered = double.registered[0]
+    assert registered.tiers == {"wasm": "user"}
+    assert registered.absent == {"jail": "no bubblewrap"}
+    assert registered.identity == (tmp_path / "state" / "identity").read_text().strip()
+    assert (tmp_path / "state" / "node.token").stat().st_mode & 0o777 == 0o600
+
+
+async def test_code_runs_streams_and_uploads(tmp_path: Path) -> None:
+    driver = ScriptedDriver()
+    driver.files = {"plot.json": b"{}", "output.json": b'"hello"'}
+    async with ControlPlaneDouble().serving() as double, node(double, tmp_path, driver):
+        double.assign(code("a", "print hello"))
+        report = await double.report_of("a")
+        assert double.output_of("a") == b"hello"
+        assert double.output_of("a", "stderr") == b"warned"
+    assert (report.reason, report.result, report.stdout_tail, report.stdout_bytes) == ("exited", "hello", "hello", 5)
+    assert [item.name for item in report.artifacts] == ["plot.json"]
+    assert report.artifacts[0].media_type == "application/json"
+    assert driver.specs[0].limits.wall_seconds == 20
+    assert not driver.live
+
+
+async def test_report_survives_a_connection_cut_before_its_acknowledgement(tmp_path: Path) -> None:
+    async with ControlPlaneDouble().serving() as double, node(double, tmp_path):
+
+        def cut(_: object) -> None:
+            double.on_reports = None
+            double.cut_after.append("pull")
+
+        double.on_reports = cut
+        double.assign(noop("a"))
+        await double.until(lambda: len(double.deliveries) == 2)
+    assert {(report.attempt, report.fence) for report in double.deliveries} == {("a", 1)}
+
+
+async def test_reports_wait_for_a_control_plane_that_is_away(tmp_path: Path) -> None:
+    driver = ScriptedDriver()
+    async with ControlPlaneDouble().serving() as double, node(double, tmp_path, driver):
+        double.assign(code("a", "sleep"))
+        with anyio.fail_after(5):
+            await driver.started.wait()
+        double.broken = True
+        await driver.live["a"].cancel()
+        await driver.until(lambda: not driver.live)
+        assert not double.deliveries
+        double.broken = False
+        assert (await double.report_of("a")).reason == "cancelled"
+
+
+async def test_unknown_token_registers_again_under_the_same_boot(tmp_path: Path) -> None:
+    async with ControlPlaneDouble().serving() as double, node(double, tmp_path):
+        double.token = "forgotten"
+        double.assign(noop("a"))
+        double.direct(Directive(kind="rejoin"))
+        await double.report_of("a")
+    assert len(double.registered) >= 2
+    assert len({(one.identity, one.boot_id) for one in double.registered}) == 1
+
+
+async def test_a_refused_join_token_says_what_to_do(tmp_path: Path) -> None:
+    async with ControlPlaneDouble().serving() as double:
+        config = NodeConfig(url=double.url, state_dir=tmp_path, join_token="wrong")
+        with pytest.raises(ConfigError, match="stockade node join-token"):
+            await NodeDaemon(config, {}).run()
+
+
+async def test_cancel_directive_ends_the_sandbox_and_reports(tmp_path: Path) -> None:
+    driver = ScriptedDriver()
+    async with ControlPlaneDouble().serving() as double, node(double, tmp_path, driver):
+        double.assign(code("a", "sleep"))
+        with anyio.fail_after(5):
+            await driver.started.wait()
+        double.direct(Directive(kind="cancel", attempt="a", fence=1, reason="the user asked"))
+        report = await double.report_of("a", seconds=2)
+    assert (report.reason, report.message, report.platform_error) == ("cancelled", "the user asked", None)
+
+
+async def test_stale_acknowledgement_drops_the_report(tmp_path: Path) -> None:
+    async with ControlPlaneDouble().serving() as double, node(double, tmp_path) as daemon:
+        double.stale.add("a")
+        double.assign(noop("a"), noop("b"))
+        await double.report_of("b")
+        with anyio.fail_after(10):
+            await daemon.drain()
+    assert len([report for report in double.deliveries if report.attempt == "a"]) == 1
+
+
+async def test_a_newer_fence_of_the_same_attempt_ends_the_older(tmp_path: Path) -> None:
+    driver = ScriptedDriver()
+    async with ControlPlaneDouble().serving() as double, node(double, tmp_path, driver):
+        double.assign(code("a", "sleep"))
+        with anyio.fail_after(5):
+            await driver.started.wait()
+        double.assign(code("a", "print new", fence=2))
+        await double.until(lambda: len(double.deliveries) == 2)
+    assert {(report.fence, str(report.reason)) for report in double.deliveries} == {(1, "cancelled"), (2, "exited")}
+
+
+async def test_driver_failure_is_the_platforms(tmp_path: Path) -> None:
+    async with ControlPlaneDouble().serving() as double, node(double, tmp_path, ScriptedDriver()):
+        double.assign(code("a", "break"))
+        report = await double.report_of("a")
+    assert (report.platform_error, report.message) == ("driver_failed", "no memory cgroup here")
+
+
+async def test_an_unknown_requirement_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    async with ControlPlaneDouble().serving() as double, node(double, tmp_path):
+        assignment = noop("a")
+        assignment.requires = ["quantum"]
+        double.assign(assignment)
+        report = await double.report_of("a")
+    assert report.platform_error == "driver_failed"
+    assert report.message == "this node lacks quantum: update it"
+
+
+async def test_inputs_come_from_artifacts_and_data_roots(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "x.txt").write_text("from the root")
+    async with (
+        ControlPlaneDouble().serving() as double,
+        node(double, tmp_path, ScriptedDriver(), data={"d": data}),
+    ):
+        digest = double.add_artifact("one", b"from the store").digest
+        grants = [InputGrant(name="a", artifact="one", digest=digest), InputGrant(name="b", data="d/x.txt")]
+        double.assign(code("a", "read", inputs=grants))
+        good = await double.report_of("a")
+        double.assign(code("b", "read", inputs=[InputGrant(name="a", artifact="one", digest="sha256:" + "0" * 64)]))
+        altered = await double.report_of("b")
+        double.assign(code("c", "read", inputs=[InputGrant(name="a", data="d/../secret")]))
+        outside = await double.report_of("c")
+    assert good.result == {"a": "from the store", "b": "from the root"}
+    assert altered.platform_error == outside.platform_error == "fetch_failed"
+    assert "altered" in altered.message
+
+
+@asynccontextmanager
+async def service(handler: Callable[[web.Request], Any]) -> AsyncIterator[str]:
+    app = web.Application()
+    app.router.add_route("*", "/{tail:.*}", handler)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+async def test_guest_call_is_authorized_performed_recorded_and_scrubbed(tmp_path: Path) -> None:
+    seen: list[dict[str, str]] = []
+
+    async def echo(request: web.Request) -> web.Response:
+        seen.append(dict(request.headers))
+        return web.json_response({"you sent": request.headers["Authorization"]})
+
+    async with (
+        service(echo) as url,
+        ControlPlaneDouble().serving() as double,
+        node(double, tmp_path, ScriptedDriver()),
+    ):
+        secret = SecretLease(name="s", header="Authorization", format="Bearer {}", value="hunter2-hunter2")
+        perform = Performance(
+            key="key-1", http=HttpCall(method="GET", url=url + "/x", secrets=[secret], private_allowed=True)
+        )
+        answers = iter(
+            [AuthorizeAnswer(call=1, unavailable=True), AuthorizeAnswer(call=1, allow=True, perform=perform)]
+        )
+        double.authorize = lambda request: next(answers)
+        double.assign(code("a", "call web.get", tools=["web.*"]))
+        report = await double.report_of("a")
+    assert seen[0]["Authorization"] == "Bearer hunter2-hunter2"
+    assert seen[0]["Idempotency-Key"] == "key-1"
+    assert report.result == {"value": {"you sent": "Bearer ***"}, "error": None}
+    assert [(one.key, one.value) for one in double.results] == [("key-1", {"you sent": "Bearer ***"})]
+    assert [(one.tool, one.call) for one in double.asked] == [("web.get", 1)] * 2
+
+
+async def test_guest_call_not_granted_never_leaves_the_node(tmp_path: Path) -> None:
+    async with ControlPlaneDouble().serving() as double, node(double, tmp_path, ScriptedDriver()):
+        double.assign(code("a", "call shell.run", tools=["web.*"]))
+        report = await double.report_of("a")
+    assert report.result["error"]["type"] == "policy_denied"
+    assert not double.asked
+
+
+async def test_recorded_answers_are_not_performed_again(tmp_path: Path) -> None:
+    async with ControlPlaneDouble().serving() as double, node(double, tmp_path, ScriptedDriver()):
+        double.authorize = lambda request: AuthorizeAnswer(call=request.call, recorded=True, value=42)
+        double.assign(code("a", "call web.get", tools=["web.get"]))
+        assert (await double.report_of("a")).result == {"value": 42, "error": None}
+        assert not double.results
+
+
+async def test_artifact_builtins(tmp_path: Path) -> None:
+    async with ControlPlaneDouble().serving() as double, node(double, tmp_path):
+        write = BuiltinCall(name="artifact.write", args={"name": "note", "data": {"a": 1}})
+        double.assign(call("w", Performance(key="w", builtin=write)))
+        written = await double.report_of("w")
+        read = BuiltinCall(name="artifact.read", args={"artifact": written.result["artifact"]})
+        double.assign(call("r", Performance(key="r", builtin=read)))
+        assert (await double.report_of("r")).result == {"a": 1}
+    assert written.artifacts[0].media_type == "application/json"
+
+
+async def test_lapsed_lease_freezes_and_renewal_thaws(tmp_path: Path) -> None:
+    driver = ScriptedDriver()
+    double = ControlPlaneDouble(heartbeat_seconds=0.05, lease_seconds=0.2)
+    async with double.serving(), node(double, tmp_path, driver):
+        double.assign(code("a", "sleep"))
+        with anyio.fail_after(5):
+            await driver.started.wait()
+        sandbox = driver.live["a"]
+        double.broken = True
+        await driver.until(lambda: sandbox.frozen)
+        double.broken = False
+        await driver.until(lambda: not sandbox.frozen)
+        assert "a" in driver.live
+
+
+async def test_hold_over_kills_and_reports_frozen(tmp_path: Path) -> None:
+    driver = ScriptedDriver()
+    double = ControlPlaneDouble(heartbeat_seconds=0.05, lease_seconds=0.1, hold_seconds=0.1)
+    async with double.serving(), node(double, tmp_path, driver):
+        double.assign(code("a", "sleep"))
+        with anyio.fail_after(5):
+            await driver.started.wait()
+        double.broken = True
+        await driver.until(lambda: not driver.live)
+        double.broken = False
+        assert (await double.report_of("a")).platform_error == "frozen"
+
+
+async def test_no_call_is_performed_while_the_lease_is_lapsed(tmp_path: Path) -> None:
+    hits: list[str] = []
+
+    async def hit(request: web.Request) -> web.Response:
+        hits.append(request.path)
+        return web.json_response(1)
+
+    clock = Clock()
+    async with service(hit) as url, ControlPlaneDouble().serving() as double:
+        async with node(double, tmp_path, lease=Lease(clock)) as daemon:
+            clock.now += 100  # the node was stopped as a whole: nobody told it anything
+            performing = Performance(key="k", http=HttpCall(method="GET", url=url, private_allowed=True))
+            double.assign(call("a", performing), noop("b"))
+            await double.report_of("b")
+            assert not hits
+            daemon.lease.renew(clock.now)
+            assert (await double.report_of("a")).result == 1
+    assert len(hits) == 1
+
+
+async def test_drain_ends_what_does_not_finish_and_reports_it_lost(tmp_path: Path) -> None:
+    driver = ScriptedDriver()
+    async with ControlPlaneDouble().serving() as double, node(double, tmp_path, driver) as daemon:
+        double.assign(code("a", "sleep"))
+        with anyio.fail_after(5):
+            await driver.started.wait()
+            await daemon.drain(0.05)
+    assert double.reports["a"].platform_error == "lost"
+    assert any(heartbeat.draining for heartbeat in double.heartbeats)
