@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from controlplane.workflows.cel import FUNCTIONS, CelFailed, CelRejected, Program, compile_cel
+from controlplane.workflows.cel import FUNCTIONS, CelFailed, CelRejected, Program, compile_cel, slot_name
 from controlplane.workflows.problem_values import Problem, caret, did_you_mean
 from controlplane.workflows.scope import RUN_FIELDS, STEP_FIELDS, Names, Scope
 from controlplane.workflows.tokens import NameUse, Survey, Token, plain_path, survey
@@ -23,22 +23,23 @@ _RESERVED_LOCALS = frozenset({"input", "steps", "run", "index", "last"})
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """An expression ready to evaluate: a plain path, or a program with the members it needs of each variable."""
+    """An expression ready to evaluate: a plain path, or a program and what it reads.
+
+    ``reads`` has for each variable its name to CEL and the members it needs of it (``None``: all).
+    """
 
     variables: frozenset[str]
     returns: str
     variable: str = ""
     path: tuple[str | int, ...] = ()
     program: Program | None = None
-    members: Mapping[str, frozenset[str] | None] | None = None
+    reads: tuple[tuple[str, str, frozenset[str] | None], ...] = ()
 
     def evaluate(self, scope: Scope) -> Any:
         """The JSON value. Raises ``CelFailed`` or ``UnknownName``."""
-        if self.program is None or self.members is None:
+        if self.program is None:
             return _follow(scope.lookup(self.variable), self.path)
-        return self.program.evaluate(
-            {name: _pruned(scope.lookup(name), members) for name, members in self.members.items()}
-        )
+        return self.program.evaluate({slot: _pruned(scope.lookup(name), members) for name, slot, members in self.reads})
 
 
 class _Rejected(Exception):
@@ -87,24 +88,42 @@ def _bind(expression: str, start: int, tokens: list[Token], names: Names) -> Bin
     surveyed = survey(tokens)
     _check_macros(surveyed, names, start)
     members: dict[str, frozenset[str] | None] = {}
-    bound: list[tuple[str, int]] = []
+    bound: list[tuple[NameUse, str, int]] = []
     for use in surveyed.uses:
         variable, length = _resolve(use, names)
-        bound.append((variable, length))
+        bound.append((use, variable, length))
         first = frozenset({use.parts[length]}) if len(use.parts) > length else None
         known = members.get(variable, frozenset())
         members[variable] = None if first is None or known is None else known | first
+    variables = frozenset(members)
     path = plain_path(tokens)
     if path is not None and bound:
-        variable, length = bound[0]
-        return Binding(variables=frozenset({variable}), returns="DYN", variable=variable, path=path[length:])
-    variables = frozenset(members)
+        _, variable, length = bound[0]
+        return Binding(variables=variables, returns="DYN", variable=variable, path=path[length:])
+    stepwise = [variable for variable in members if variable.startswith("steps.")]
+    slots = {variable: slot_name(slot) for slot, variable in enumerate(stepwise)}
+    plain = frozenset({"input", "run", "index", *names.items})
     try:
-        program = compile_cel(expression, variables, surveyed.macro_depth)
+        program = compile_cel(_slotted(expression, start, bound, slots), plain, len(slots), surveyed.macro_depth)
     except CelRejected as rejected:
         offset = start + _offset(expression, rejected.line, rejected.column)
         raise _Rejected(rejected.message, _hint(rejected.message, names), "expression", offset) from None
-    return Binding(variables=variables, returns=program.returns, program=program, members=members)
+    reads = tuple((variable, slots.get(variable, variable), wanted) for variable, wanted in members.items())
+    return Binding(variables=variables, returns=program.returns, program=program, reads=reads)
+
+
+def _slotted(expression: str, start: int, bound: list[tuple[NameUse, str, int]], slots: Mapping[str, str]) -> str:
+    """The text with each ``steps.ID.field`` written as its slot, padded so that columns stay what they were."""
+    pieces: list[str] = []
+    position = 0
+    for use, variable, length in bound:
+        if variable in slots:
+            begin, end = use.offset - start, use.ends[length - 1] - start
+            rest = expression[begin + len(slots[variable]) : end]
+            pieces += [expression[position:begin], slots[variable]]
+            pieces.append("".join("\n" if character == "\n" else " " for character in rest))
+            position = end
+    return "".join(pieces) + expression[position:]
 
 
 def _check_macros(surveyed: Survey, names: Names, start: int) -> None:
@@ -114,9 +133,12 @@ def _check_macros(surveyed: Survey, names: Names, start: int) -> None:
             "use a map step or compute it in a code step", "limit", start,
         )  # fmt: skip
     for variable in surveyed.macro_variables:
-        if variable.text in _RESERVED_LOCALS or variable.text in names.items:
+        if variable.text in _RESERVED_LOCALS or variable.text in names.items or variable.text.startswith("_"):
             raise _Rejected(
-                f"the macro's variable {variable.text!r} would hide a name", "call it x", "expression", variable.offset
+                f"the macro's variable {variable.text!r} may not hide a name or start with _",
+                "call it x",
+                "expression",
+                variable.offset,
             )
 
 

@@ -61,7 +61,7 @@ class Program:
             raise CelFailed(_explain(str(error))) from None
         if value.type() == cel.Type.ERROR:
             raise CelFailed(_explain(str(value.plain_value())))
-        return _to_json(value.value(), [MAX_RESULT_VALUES])
+        return _to_json(value, [MAX_RESULT_VALUES])
 
     def _refuse_growth(self, data: Mapping[str, Any]) -> None:
         largest = _largest(data.values())
@@ -71,26 +71,33 @@ class Program:
 
 
 @lru_cache(maxsize=256)
-def _environment(variables: frozenset[str]) -> Any:
-    return cel.NewEnv(variables={name: cel.Type.INT if name == "index" else cel.Type.DYN for name in variables})
+def _environment(names: frozenset[str], slots: int) -> Any:
+    """Building one costs half a millisecond, so step outputs go by slot and all expressions share few of these."""
+    variables = {name: cel.Type.INT if name == "index" else cel.Type.DYN for name in names}
+    return cel.NewEnv(variables=variables | {slot_name(slot): cel.Type.DYN for slot in range(slots)})
+
+
+def slot_name(slot: int) -> str:
+    """The name, to CEL, of the step value in this slot. Users cannot write it: names start with a letter."""
+    return f"_{slot}"
 
 
 @lru_cache(maxsize=4096)
-def compile_cel(text: str, variables: frozenset[str], macro_depth: int) -> Program:
-    """Checks and compiles ``text`` over ``variables`` (flat names, such as ``steps.a.output``). Cached.
+def compile_cel(text: str, names: frozenset[str], slots: int, macro_depth: int) -> Program:
+    """Checks and compiles ``text`` over plain ``names`` and ``slots`` values named by ``slot_name``. Cached.
 
     Raises:
         CelRejected: a syntax or type error, with its place.
     """
     try:
-        expression = _environment(variables).compile(text)
+        expression = _environment(names, max(16, slots)).compile(text)
     except (RuntimeError, ValueError, TypeError) as error:
         found = _ERROR.search(str(error))
         if found is None or "recursion" in str(error):
             cause = "nested too deeply, or too long a chain (CEL allows 32 levels)" if "recursion" in str(error) else ""
             raise CelRejected(cause or "CEL cannot read this expression", 1, 1) from None
         raise CelRejected(_tidy(found[3]), max(1, int(found[1])), max(1, int(found[2]))) from None
-    returns = str(expression.return_type().name()).upper()
+    returns = str(expression.return_type().name()).upper().partition("<")[0]
     return Program(expression=expression, returns=returns, macro_depth=macro_depth, grows="+" in text)
 
 
@@ -124,20 +131,25 @@ def _largest(values: Iterable[Any]) -> int:
     return largest
 
 
-def _to_json(value: Any, budget: list[int]) -> Any:
+def _to_json(cel_value: Any, budget: list[int]) -> Any:
     budget[0] -= 1
     if budget[0] < 0:
         raise CelFailed(f"the result has more than {MAX_RESULT_VALUES:,} values")
-    if value is None or isinstance(value, str | bool | int):
+    # The library gives None away without owning it (``value`` and ``plain_value`` of a null, each time), which ends
+    # the process on Python 3.11 once None's count runs out. So a null is never asked for its value.
+    if cel_value.type() == cel.Type.NULL:
+        return None
+    value = cel_value.value()
+    if isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):
         if not math.isfinite(value):
             raise CelFailed("the result is not a finite number")
         return value
     if isinstance(value, list):
-        return [_to_json(item.value(), budget) for item in value]
+        return [_to_json(item, budget) for item in value]
     if isinstance(value, dict):
-        return {_key(key): _to_json(item.value(), budget) for key, item in value.items()}
+        return {_key(key): _to_json(item, budget) for key, item in value.items()}
     raise CelFailed(f"the result is a {_type_name(value)}, which JSON does not have; wrap it in string(…)")
 
 

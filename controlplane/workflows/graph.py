@@ -103,10 +103,10 @@ class _Compiler:
         self._check_ids(steps, pointer, taken, beside)
         ordering = order(steps, pointer, together=together, problems=self.problems)
         inner = {**taken, **{step.id: child(pointer, index) for index, step in enumerate(steps)}}
+        hidden = {**outer.hidden, **dict.fromkeys((step.id for step in steps), ordering.why_hidden)}
         compiled: list[CompiledStep] = []
         for index, step in enumerate(steps):
             visible = ordering.before[index]
-            hidden = {**outer.hidden, **{other.id: ordering.why_hidden for other in steps if other.id not in visible}}
             names = Names(steps=outer.steps | visible, items=outer.items, hidden=hidden)
             one = self._step(step, child(pointer, index), names, inner, ordering, index, steps)
             if one is not None:
@@ -210,8 +210,8 @@ class _Compiler:
 
 
 _CEL_RESERVED = frozenset(
-    ("as", "break", "const", "continue", "else", "for", "function", "if", "import")
-    + ("let", "loop", "package", "namespace", "return", "var", "void", "while")
+    {"as", "break", "const", "continue", "else", "for", "function", "if", "import"}
+    | {"let", "loop", "package", "namespace", "return", "var", "void", "while"}
 )
 
 

@@ -19,7 +19,6 @@ MAX_CPU = 1024.0
 ID_PATTERN = r"^[a-z][a-z0-9_]*$"
 TOOL_PATTERN = r"^[a-z][a-z0-9_-]*(\.[A-Za-z][A-Za-z0-9_-]*)+$"
 TOOL_GRANT_PATTERN = r"^[a-z][a-z0-9_-]*(\.[A-Za-z][A-Za-z0-9_-]*)*\.([A-Za-z][A-Za-z0-9_-]*|\*)$"
-SECRET_PATTERN = r"^[a-z][a-z0-9_.-]*$"
 INPUT_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 FUNCTION_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
 
@@ -44,7 +43,7 @@ ErrorType = Literal[
 Id = Annotated[str, StringConstraints(pattern=ID_PATTERN, max_length=64)]
 ToolName = Annotated[str, StringConstraints(pattern=TOOL_PATTERN, max_length=128)]
 ToolGrant = Annotated[str, StringConstraints(pattern=TOOL_GRANT_PATTERN, max_length=128)]
-SecretName = Annotated[str, StringConstraints(pattern=SECRET_PATTERN, max_length=64)]
+SecretName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_.-]*$", max_length=64)]
 InputName = Annotated[str, StringConstraints(pattern=INPUT_NAME_PATTERN, max_length=64)]
 Label = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$", max_length=64)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=4096)]

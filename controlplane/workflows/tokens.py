@@ -74,11 +74,12 @@ def _string_end(text: str, position: int, opening: str) -> int:
 class NameUse:
     """A name the expression reads: ``parts`` is ``("steps", "a", "output", "x")``; calls are not among them.
 
-    ``indexed`` says that ``[`` follows the first part directly.
+    ``ends`` are the offsets behind each part; ``indexed`` says that ``[`` follows the first part directly.
     """
 
     parts: tuple[str, ...]
     offset: int
+    ends: tuple[int, ...]
     indexed: bool
 
 
@@ -153,14 +154,19 @@ def _opens_macro(tokens: list[Token], index: int) -> bool:
 
 
 def _use(tokens: list[Token], index: int) -> NameUse:
-    parts = [tokens[index].text]
+    parts = [tokens[index]]
     after = index + 1
     while _text(tokens, after) == "." and after + 1 < len(tokens) and tokens[after + 1].kind == "name":
         if _text(tokens, after + 2) == "(":
             break
-        parts.append(tokens[after + 1].text)
+        parts.append(tokens[after + 1])
         after += 2
-    return NameUse(tuple(parts), tokens[index].offset, _text(tokens, index + 1) == "[")
+    return NameUse(
+        parts=tuple(part.text for part in parts),
+        offset=parts[0].offset,
+        ends=tuple(part.offset + len(part.text) for part in parts),
+        indexed=_text(tokens, index + 1) == "[",
+    )
 
 
 def _text(tokens: list[Token], index: int) -> str:
