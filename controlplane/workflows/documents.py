@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, NoReturn
 
 from controlplane.workflows.problem_values import Problem, WorkflowInvalid, caret, child
@@ -42,13 +43,13 @@ def parse_document(raw: bytes) -> dict[str, Any]:
         _refuse("json", str(error), "write each key once and only finite numbers, as strict JSON asks")
     if not isinstance(document, dict):
         _refuse("schema", "a workflow is a JSON object", 'start with {"stockade": "1", "name": …, "steps": […]}')
-    if problems := check_strings(document):
+    if problems := check_values(document):
         raise WorkflowInvalid(problems)
     return document
 
 
-def check_strings(value: Any, pointer: str = "") -> list[Problem]:
-    """Problems with strings that cannot be stored or shown safely: NUL and lone surrogates, in keys too."""
+def check_values(value: Any, pointer: str = "") -> list[Problem]:
+    """Values that cannot be stored or shown safely: NUL and lone surrogates (in keys too), infinite numbers."""
     problems: list[Problem] = []
     stack: list[tuple[str, Any]] = [(pointer, value)]
     while stack:
@@ -56,6 +57,10 @@ def check_strings(value: Any, pointer: str = "") -> list[Problem]:
         if isinstance(item, str):
             if cause := _refuse_text(item):
                 problems.append(Problem(pointer=where, message=cause, hint="remove it or encode it", type="json"))
+        elif isinstance(item, float) and not math.isfinite(item):
+            problems.append(
+                Problem(pointer=where, message="a number is not finite", hint="write a smaller number", type="json")
+            )
         elif isinstance(item, dict):
             for key, member in item.items():
                 if cause := _refuse_text(key):

@@ -42,7 +42,18 @@ def verb_of(step: Step, pointer: str, problems: list[Problem]) -> Verb | None:
     """The step's one verb; none or several are a problem."""
     given = [verb for verb in Verb if (verb if verb != Verb.IF else "if_") in step.model_fields_set]
     if len(given) == 1:
-        return given[0]
+        verb = given[0]
+        if verb is not Verb.SET and getattr(step, "if_" if verb is Verb.IF else verb.value) is None:
+            problems.append(
+                Problem(
+                    pointer=child(pointer, verb),
+                    message=f"{verb.value!r} is null",
+                    type="schema",
+                    hint="say what to do, or leave the step out",
+                )
+            )
+            return None
+        return verb
     if not given:
         message, hint = "a step has exactly one verb; this one has none", f"add one of {', '.join(Verb)}"
     else:

@@ -17,7 +17,7 @@ from controlplane.workflows.compiled import (
     Retry,
     SandboxRequest,
 )
-from controlplane.workflows.documents import MAX_JSON_DEPTH, check_strings, parse_document
+from controlplane.workflows.documents import MAX_JSON_DEPTH, check_values, parse_document
 from controlplane.workflows.expressions import compile_template
 from controlplane.workflows.fields import Fields, check_modifiers, verb_of
 from controlplane.workflows.ordering import Ordering, order
@@ -243,7 +243,7 @@ def _refuse_bulk(document: dict[str, Any]) -> None:
         problems.append(
             Problem(pointer="/steps", message=f"{count} steps; at most {MAX_STEPS}", hint=hint, type="limit")
         )
-    problems.extend(check_strings(document))
+    problems.extend(check_values(document))
     if problems:
         raise WorkflowInvalid(problems[:MAX_PROBLEMS])
 

@@ -48,7 +48,7 @@ InputName = Annotated[str, StringConstraints(pattern=INPUT_NAME_PATTERN, max_len
 Label = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$", max_length=64)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 
-_DURATION_SCHEMA: dict[str, Any] = {
+DURATION_SCHEMA: dict[str, Any] = {
     "anyOf": [{"type": "string", "pattern": DURATION_PATTERN}, {"type": "number", "minimum": 0}],
     "description": "A duration such as '500ms', '30s', '5m', '1h', '1d', or a number of seconds.",
 }
@@ -87,7 +87,7 @@ def _wait(value: object) -> object:
     return {"duration": value} if isinstance(value, str | int | float) and not isinstance(value, bool) else value
 
 
-Duration = Annotated[float, BeforeValidator(_positive_duration), WithJsonSchema(_DURATION_SCHEMA)]
+Duration = Annotated[float, BeforeValidator(_positive_duration), WithJsonSchema(DURATION_SCHEMA)]
 Size = Annotated[int, BeforeValidator(_positive_size), WithJsonSchema(_SIZE_SCHEMA)]
 Backoff = Annotated[
     tuple[float, float],
@@ -192,11 +192,7 @@ class Step(Model):
     map: Map | None = None
     parallel: Parallel | None = None
     approve: Approve | None = None
-    wait: Annotated[
-        Wait | None,
-        BeforeValidator(_wait),
-        WithJsonSchema({"anyOf": [*_DURATION_SCHEMA["anyOf"], {"$ref": "#/$defs/Wait"}]}),
-    ] = None
+    wait: Annotated[Wait | None, BeforeValidator(_wait)] = None
 
     when: str | bool | None = None
     needs: list[Id] | None = Field(default=None, max_length=1000)
