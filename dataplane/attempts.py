@@ -24,6 +24,7 @@ class Attempt:
         self.ending: Ending | None = None
         self.why = ""
         self.done = anyio.Event()
+        self.phase: Literal["fetching", "running", "uploading"] = "fetching"
         self._frozen = False
 
     @property

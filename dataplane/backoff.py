@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import anyio
 
-from dataplane.client import ControlPlaneUnavailable
+from dataplane.client import ControlPlaneUnavailable, TokenRefused
 
 T = TypeVar("T")
 
@@ -42,5 +42,5 @@ async def insist(operation: Callable[[], Awaitable[T]]) -> T:
     while True:
         try:
             return await operation()
-        except ControlPlaneUnavailable:
+        except (ControlPlaneUnavailable, TokenRefused):
             await backoff.wait()

@@ -5,7 +5,7 @@
     lease watch   frozen when it lapses, killed when the hold is over, thawed when it is renewed
     call lanes    authorize, results, output: each batches what queued while its last request was away
 
-All of them are tasks of one group. A failure of the control plane never ends one; a defect outside an attempt ends the node.
+All of them are tasks of one group. A failure of the control plane never ends one; a defect outside an attempt does.
 """
 
 from __future__ import annotations

@@ -20,7 +20,10 @@ _METADATA = frozenset(
     ipaddress.ip_address(text) for text in ("169.254.169.254", "100.100.100.200", "fd00:ec2::254", "168.63.129.16")
 )
 _NAT64 = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1::/48"))
-_SHARED = ipaddress.IPv4Network("100.64.0.0/10")
+_PRIVATE = tuple(
+    ipaddress.ip_network(text)
+    for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")
+)
 
 
 class EgressRefused(Exception):
@@ -51,7 +54,7 @@ def refusal(address: Address, *, private_allowed: bool) -> str | None:
         return "is link-local"
     if address.is_loopback:
         return None if private_allowed else "is loopback"
-    if address.is_private or (isinstance(address, ipaddress.IPv4Address) and address in _SHARED):
+    if any(address in network for network in _PRIVATE):
         return None if private_allowed else "is private"
     if address.is_reserved or not address.is_global:
         return "is reserved"

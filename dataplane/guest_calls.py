@@ -14,6 +14,7 @@ from dataplane.http_calls import Outcome, failed
 from dataplane.lanes import Lane
 from dataplane.leases import Lease
 from dataplane.protocol import Ack, AuthorizeAnswer, AuthorizeRequest, CallResult, Performance
+from dataplane.sendable import Unsendable, encoded_bytes, plain
 from dataplane.tool_gateway import ToolGateway
 from sandboxes.execution import ToolAnswer
 
@@ -50,8 +51,12 @@ class GuestCalls:
             granted = ", ".join(self._granted) or "nothing"
             return _refused(
                 "policy_denied",
-                f"tool {tool[:100]!r} was not granted to this step (granted: {granted}); name it in tools",
+                f"tool {plain(tool[:100])!r} was not granted to this step (granted: {granted}); name it in tools",
             )
+        try:
+            encoded_bytes([tool, args])
+        except Unsendable as error:
+            return _refused("schema", f"the arguments cannot be sent: {error}")
         async with self._limit:
             self._calls += 1
             try:

@@ -9,10 +9,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
+import msgspec
 
 from dataplane.egress import CheckedResolver, EgressRefused, Lookup, check_literal, system_lookup
 from dataplane.protocol import ArtifactRef, HttpCall
 from dataplane.scrubbing import Scrubber
+from dataplane.sendable import encoded_bytes
 
 _OWN_HEADERS = frozenset(
     {"host", "connection", "content-length", "transfer-encoding", "upgrade", "te", "trailer", "idempotency-key"}
@@ -147,11 +149,9 @@ def _decoded(data: bytes, headers: Mapping[str, str]) -> Any:
     """JSON where it says so and is so (``NaN`` is not), else text."""
     if "json" in headers.get("Content-Type", "").lower():
         try:
-            return json.loads(data, parse_constant=_no_constant)
+            value = msgspec.json.decode(data)
+            encoded_bytes(value)
+            return value
         except (ValueError, RecursionError):
             pass
     return data.decode(errors="replace")
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(name)

@@ -26,7 +26,7 @@ class _Waiting(Generic[M, A]):
 
 
 class Lane(Generic[M, A]):
-    """``ask`` from many tasks, ``serve`` from one. An outage is waited out; a refusal goes to all in its batch."""
+    """``ask`` from many tasks, ``serve`` from one. An outage is waited out; a refused batch goes again one by one."""
 
     def __init__(self, send: Callable[[list[M]], Awaitable[list[A]]]) -> None:
         self._send = send
@@ -65,9 +65,12 @@ class Lane(Generic[M, A]):
         try:
             answers = await insist(lambda: self._send(messages))
         except RequestRefused as refused:
-            for waiting in batch:
-                waiting.refused = refused
-                waiting.done.set()
+            if len(batch) > 1:  # one message that cannot be read must not answer for its neighbours
+                for waiting in batch:
+                    await self._deliver([waiting])
+                return
+            batch[0].refused = refused
+            batch[0].done.set()
             return
         for waiting, answer in zip(batch, answers, strict=True):
             waiting.answer = answer

@@ -23,6 +23,7 @@ from dataplane.inputs import Inputs
 from dataplane.leases import Lease
 from dataplane.output_spool import OutputSpool
 from dataplane.protocol import ArtifactRef, CodeWork, OutputChunk, Report
+from dataplane.sendable import Unsendable, encoded_bytes, plain
 from dataplane.tool_gateway import ToolGateway
 from sandboxes.driver import Driver, Feature, Sandbox
 from sandboxes.errors import DriverFailed
@@ -74,7 +75,9 @@ class Runner:
                     else:
                         await self._call(attempt, report)
                 if deadline.cancelled_caught:
-                    _timed_out(report, f"no end within {assignment.wall_seconds:g} s and {GRACE_SECONDS:g} s of grace")
+                    _timed_out(
+                        attempt, report, f"no end within {assignment.wall_seconds:g} s and {GRACE_SECONDS:g} s of grace"
+                    )
         except FetchFailed as error:
             _platform(report, "fetch_failed", str(error))
         except DriverFailed as error:
@@ -118,11 +121,13 @@ class Runner:
             spec = _spec(attempt, work, mounts)
             sandbox = await stack.enter_async_context(driver.open(spec, attempt.assignment.attempt))
             attempt.sandbox = sandbox
+            attempt.phase = "running"
             try:
                 if not self._lease.held() and Feature.FREEZE in driver.features:
                     await attempt.freeze()
                 await self._execute(attempt, sandbox, work, report)
                 if report.reason == ExitReason.EXITED and attempt.ending is None:
+                    attempt.phase = "uploading"
                     await self._upload(attempt, sandbox, work, report)
             finally:
                 attempt.sandbox = None
@@ -177,7 +182,9 @@ class Runner:
         name, fence = attempt.key
         bounded = min(1.0, max(0.0, fraction)) if fraction == fraction else 0.0
         self._spool.put(
-            OutputChunk(attempt=name, fence=fence, stream="progress", offset=0, fraction=bounded, text=text[:1000])
+            OutputChunk(
+                attempt=name, fence=fence, stream="progress", offset=0, fraction=bounded, text=plain(text[:1000])
+            )
         )
 
     async def _upload(self, attempt: Attempt, sandbox: Sandbox, work: CodeWork, report: Report) -> None:
@@ -230,10 +237,14 @@ def _spec(attempt: Attempt, work: CodeWork, mounts: list[Mount]) -> SandboxSpec:
 def _fill(report: Report, exited: Exited) -> None:
     report.code = exited.code
     report.reason = exited.reason
-    report.message = exited.message
-    report.has_result = exited.has_result
-    report.result = exited.result
-    report.schema_error = exited.schema_error
+    report.message = plain(exited.message)
+    report.schema_error = None if exited.schema_error is None else plain(exited.schema_error)
+    if exited.has_result:
+        try:
+            encoded_bytes(exited.result)
+            report.has_result, report.result = True, exited.result
+        except Unsendable as error:
+            report.schema_error = f"the result cannot be sent: {error}"
     report.output_truncated = exited.output_truncated
     report.wall_seconds = exited.wall_seconds
     report.memory_peak_bytes = exited.memory_peak_bytes
@@ -244,10 +255,13 @@ def _platform(report: Report, kind: str, message: str) -> None:
     report.has_result, report.result, report.error = False, None, None
 
 
-def _timed_out(report: Report, message: str) -> None:
-    if report.reason != "tool":
-        report.reason, report.code = ExitReason.TIMEOUT, -1
-    report.message = message
-    report.has_result, report.result = False, None
-    if report.error is None and report.reason == "tool":
+def _timed_out(attempt: Attempt, report: Report, message: str) -> None:
+    """This runner's own deadline: the guest's fault only if the guest was what ran."""
+    if attempt.phase == "fetching":
+        _platform(report, "fetch_failed", f"inputs: {message}")
+    elif attempt.phase == "uploading":
+        _platform(report, "driver_failed", f"outputs: {message}")
+    elif report.reason == "tool":
         report.error = {"type": "timeout", "message": message, "retryable": True}
+    else:
+        report.reason, report.code, report.message = ExitReason.TIMEOUT, -1, message

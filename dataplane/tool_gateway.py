@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import msgspec
@@ -12,6 +11,7 @@ from dataplane.client import ControlPlane, RequestRefused
 from dataplane.http_calls import HttpCalls, Outcome, failed
 from dataplane.leases import Lease
 from dataplane.protocol import BuiltinCall, Performance
+from dataplane.sendable import encoded_bytes
 
 READ_BYTES_MOST = 4 * 1024 * 1024
 
@@ -92,6 +92,8 @@ class ToolGateway:
         if found is None:
             return failed(f"the artifact is above {READ_BYTES_MOST} bytes: mount it as an input of a code step instead")
         try:
-            return Outcome(value=json.loads(found))
+            value = msgspec.json.decode(found)
+            encoded_bytes(value)
+            return Outcome(value=value)
         except (ValueError, RecursionError):
             return Outcome(value=found.decode(errors="replace"))

@@ -417,15 +417,18 @@ async def test_no_call_is_performed_while_the_lease_is_lapsed(tmp_path: Path) ->
         return web.json_response(1)
 
     clock = Clock()
-    async with service(hit) as url, ControlPlaneDouble().serving() as double:
-        async with node(double, tmp_path, lease=Lease(clock)) as daemon:
-            clock.now += 100  # the node was stopped as a whole: nobody told it anything
-            performing = Performance(key="k", http=HttpCall(method="GET", url=url, private_allowed=True))
-            double.assign(call("a", performing), noop("b"))
-            await double.report_of("b")
-            assert not hits
-            daemon.lease.renew(clock.now)
-            assert (await double.report_of("a")).result == 1
+    async with (
+        service(hit) as url,
+        ControlPlaneDouble().serving() as double,
+        node(double, tmp_path, lease=Lease(clock)) as daemon,
+    ):
+        clock.now += 100  # the node was stopped as a whole: nobody told it anything
+        performing = Performance(key="k", http=HttpCall(method="GET", url=url, private_allowed=True))
+        double.assign(call("a", performing), noop("b"))
+        await double.report_of("b")
+        assert not hits
+        daemon.lease.renew(clock.now)
+        assert (await double.report_of("a")).result == 1
     assert len(hits) == 1
 
 
