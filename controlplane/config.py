@@ -41,6 +41,8 @@ class Settings(BaseSettings):
 
     max_body_bytes: int = Field(default=2 * MIB, gt=0)
     max_artifact_bytes: int = Field(default=1024 * MIB, gt=0)
+    max_node_body_bytes: int = Field(default=64 * MIB, gt=0)
+    """One message of a node; a report carries a result of up to 16 MiB."""
     max_output_bytes: int = Field(default=16 * MIB, gt=0)
     """Stored stdout, and stderr, of one attempt."""
     sse_heartbeat_seconds: float = Field(default=15.0, gt=0)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from alembic import context
 
-from controlplane.tables import SQLModel
+from controlplane.tables import RunRow
 
 connection = context.config.attributes["connection"]
 context.configure(
     connection=connection,
-    target_metadata=SQLModel.metadata,
+    target_metadata=RunRow.metadata,
     # SQLite cannot alter most things in place: later migrations copy tables.
     render_as_batch=True,
 )

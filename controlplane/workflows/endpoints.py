@@ -19,7 +19,7 @@ from controlplane.tables import WorkflowRow
 from controlplane.times import rfc3339
 
 router = APIRouter(prefix="/v1/workflows", tags=["workflows"], route_class=StrictRoute)
-_EXAMPLE = {
+_EXAMPLE: dict[str, Any] = {
     "definition": {"stockade": "1", "name": "hello", "version": "1.0.0", "steps": [{"id": "a", "set": {"x": 1}}]}
 }
 
