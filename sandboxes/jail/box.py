@@ -35,7 +35,7 @@ _GUEST_FILES = ("runner.py", "stockade_tools.py")
 _MOUNT_FLAGS = 2 | 4  # MS_NOSUID | MS_NODEV
 _DETACH = 2  # MNT_DETACH
 OWN_INODES, OWN_BYTES = 20, 256 * 1024
-"""What the box itself keeps in ``files``, beside what the guest may."""
+"""What the box itself keeps in ``files``. The inodes are beside the guest's own; the bytes only where they are watched."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +119,8 @@ def _fill(box: Box) -> None:
     for name in ("inputs", "files"):
         (box.root / name).mkdir(mode=0o755)
     if box.strength is Strength.FULL:
-        size, inodes = box.limits.disk_bytes + OWN_BYTES, box.limits.inodes + OWN_INODES
-        _mount_tmpfs(box.files, f"size={size},nr_inodes={inodes},mode=0755")
+        inodes = box.limits.inodes + OWN_INODES
+        _mount_tmpfs(box.files, f"size={box.limits.disk_bytes},nr_inodes={inodes},mode=0755")
     for name in ("etc", "guest", "empty"):
         (box.files / name).mkdir(mode=0o755)
     for name, text in rootfs.etc_files(box.uid).items():

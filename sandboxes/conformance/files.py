@@ -1,0 +1,115 @@
+"""Inputs and outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import anyio
+
+from sandboxes.conformance.check import Bench, Check, Nonconforming, ended, expect, python, returns
+from sandboxes.driver import Feature
+from sandboxes.testing import Play
+
+_LINKS = frozenset({Feature.PYTHON, Feature.SYMLINKS})
+_PROMPTLY_SECONDS = 5.0
+
+
+async def _refused(bench: Bench, path: str) -> None:
+    async with bench.open() as sandbox:
+        expect(ended(await bench.run(sandbox)), "the program that makes it")
+        listed = [file.path for file in await sandbox.outputs()]
+        expect(path not in listed, listed)
+        with anyio.fail_after(_PROMPTLY_SECONDS):
+            try:
+                data = await sandbox.read_output(path)
+            except FileNotFoundError:
+                return
+    raise Nonconforming(f"read {path}: {data!r:.100}")
+
+
+def _hidden(path: str) -> Callable[[Bench], Awaitable[None]]:
+    async def verify(bench: Bench) -> None:
+        await _refused(bench, path)
+
+    return verify
+
+
+async def _listing(bench: Bench) -> None:
+    async with bench.open() as sandbox:
+        expect(ended(await bench.run(sandbox)), "the program that writes")
+        listed = [(file.path, file.size_bytes) for file in await sandbox.outputs()]
+        expect(listed == [("a.txt", 3), ("b/c/d.bin", 4), ("z", 0)], listed)
+        expect(await sandbox.read_output("b/c/d.bin") == b"\x00\x01\xfe\xff", "the bytes")
+        for path in ("nothing", "b", "/etc/passwd", "../files", "b/../a.txt", "", ".", "a.txt/", "a\0.txt"):
+            try:
+                await sandbox.read_output(path)
+            except FileNotFoundError:
+                continue
+            raise Nonconforming(f"read_output({path!r}) gave bytes")
+
+
+async def _unmodified(bench: Bench) -> None:
+    outcome = await bench.once()
+    expect(ended(outcome) and outcome.end.result == "refused", outcome)
+    expect(bench.input_path("data.txt").read_bytes() == b"precious", "the input on the host")
+
+
+CHECKS = (
+    Check(
+        name="outputs_are_listed_sorted_and_read",
+        programs=python(
+            "import os\nos.makedirs('/outputs/b/c')\nopen('/outputs/z', 'w').close()\n"
+            "open('/outputs/b/c/d.bin', 'wb').write(bytes([0, 1, 254, 255]))\n"
+            "open('/outputs/a.txt', 'w').write('abc')\nNone",
+            Play(files={"a.txt": b"abc", "b/c/d.bin": b"\x00\x01\xfe\xff", "z": b""}),
+        ),
+        verify=_listing,
+    ),
+    Check(
+        name="absolute_link_in_outputs",
+        needs=_LINKS,
+        programs=python("import os; os.symlink('/etc/passwd', '/outputs/link')", Play()),
+        verify=_hidden("link"),
+    ),
+    Check(
+        name="relative_link_in_outputs",
+        needs=_LINKS,
+        programs=python("import os; os.symlink('../../../../../../etc/passwd', '/outputs/up')", Play()),
+        verify=_hidden("up"),
+    ),
+    Check(
+        name="linked_folder_in_outputs",
+        needs=_LINKS,
+        programs=python("import os; os.symlink('/etc', '/outputs/dir')", Play()),
+        verify=_hidden("dir/passwd"),
+    ),
+    Check(
+        name="named_pipe_in_outputs_does_not_block",
+        needs=_LINKS,
+        programs=python("import os; os.mkfifo('/outputs/pipe')", Play()),
+        verify=_hidden("pipe"),
+    ),
+    Check(
+        name="inputs_are_readable_by_name",
+        inputs={"data.txt": b"precious"},
+        programs=python(
+            "import stockade_tools as tools\n[open('/inputs/data.txt').read(), tools.inputs]",
+            Play(result=["precious", {"data.txt": "/inputs/data.txt"}], has_result=True),
+        ),
+        verify=returns(["precious", {"data.txt": "/inputs/data.txt"}]),
+    ),
+    Check(
+        name="inputs_cannot_be_changed",
+        inputs={"data.txt": b"precious"},
+        programs=python(
+            "import os\nanswer = 'refused'\nfor act in (lambda: open('/inputs/data.txt', 'w').write('x'),\n"
+            "            lambda: os.unlink('/inputs/data.txt'),\n"
+            "            lambda: os.rename('/inputs/data.txt', '/inputs/other'),\n"
+            "            lambda: os.truncate('/inputs/data.txt', 0), lambda: os.chmod('/inputs/data.txt', 0o777)):\n"
+            "    try:\n        act()\n        answer = 'changed'\n"
+            "    except (OSError, AttributeError): pass\nanswer",
+            Play(result="refused", has_result=True),
+        ),
+        verify=_unmodified,
+    ),
+)

@@ -1,0 +1,91 @@
+"""The public suite over the fake, the jail in both strengths, and wasm.
+
+A tier this host has not is skipped with its probe's reason; if STOCKADE_REQUIRE names it (``wasm,jail``) it fails.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import cast
+
+import anyio
+import pytest
+
+from sandboxes.conformance import CHECKS, Check, absent, plays, run_check
+from sandboxes.driver import Driver, Feature
+from sandboxes.jail.driver import JailDriver
+from sandboxes.spec import Strength
+from sandboxes.testing import FakeDriver, program_key
+
+REQUIRED = {name for name in os.environ.get("STOCKADE_REQUIRE", "").split(",") if name}
+
+
+def _wasm(folder: Path) -> Driver:
+    module = importlib.import_module("sandboxes.wasm.driver")
+    return cast(Driver, module.WasmDriver(folder))
+
+
+DRIVERS: dict[str, tuple[str, Callable[[Path], Driver]]] = {
+    "fake": ("fake", lambda _: FakeDriver(plays())),
+    "jail-user": ("jail", lambda folder: JailDriver(folder, Strength.USER)),
+    "jail-full": ("jail", lambda folder: JailDriver(folder, Strength.FULL)),
+    "wasm": ("wasm", _wasm),
+}
+
+
+@pytest.fixture(scope="module")
+def state_dir() -> Iterator[Path]:
+    """A folder that guests' uids may pass, which pytest's own are not."""
+    folder = Path(tempfile.mkdtemp(prefix="stockade-test-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module", params=DRIVERS)
+def driver(request: pytest.FixtureRequest, state_dir: Path) -> Iterator[Driver]:
+    component, make = DRIVERS[request.param]
+    try:
+        made = make(state_dir / request.param)
+        reason = anyio.run(made.probe)
+    except ModuleNotFoundError as error:
+        made, reason = None, str(error)
+    if made is None or reason is not None:
+        needs_root = request.param == "jail-full" and os.geteuid() != 0
+        if component in REQUIRED and not needs_root:
+            pytest.fail(f"{request.param} is required and absent: {reason}")
+        pytest.skip(f"{request.param}: {reason}")
+    yield made
+    anyio.run(made.close)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
+@pytest.mark.anyio
+async def test_conformance(driver: Driver, check: Check) -> None:
+    reasons = {missing.name: reason for missing, reason in absent(driver)}
+    if check.name in reasons:
+        pytest.skip(reasons[check.name])
+    await run_check(driver, check)
+
+
+def test_there_are_enough_checks_with_names_of_their_own() -> None:
+    assert len(CHECKS) >= 40
+    assert len({check.name for check in CHECKS}) == len(CHECKS)
+
+
+def test_one_program_has_one_play() -> None:
+    seen: dict[str, object] = {}
+    for part in (part for check in CHECKS for part in check.programs):
+        assert seen.setdefault(program_key(part.command), part.play) == part.play
+
+
+def test_absent_features_are_listed_with_their_reason() -> None:
+    driver = FakeDriver(features=frozenset({Feature.PYTHON}))
+    missing = {check.name: reason for check, reason in absent(driver)}
+    assert missing["fork_bomb"] == "jail has one process and no fork or signals"
+    assert "memory_bomb" not in missing
