@@ -12,9 +12,10 @@ from controlplane.workflows.expressions import Names, Scope, compile_template
 from controlplane.workflows.graph import compile_workflow, parse_document
 from controlplane.workflows.problem_values import Problem, WorkflowInvalid
 
-WORDS = st.sampled_from(
-    ["id", "set", "if", "do", "else", "map", "over", "as", "code", "python", "shell", "call", "args", "inputs", "tool", "when", "needs", "retry", "near", "sandbox", "approve", "ask", "gates", "wait", "until", "duration", "parallel", "secrets", "steps", "input", "output", "${input}", "${item}", "${steps.a.output}", "${", "a", "b"]
-)  # fmt: skip
+STEP_WORDS = "id set if do else map tool code when needs retry near sandbox approve wait parallel secrets"
+INNER_WORDS = "over as concurrency python shell call args inputs ask gates until duration a b"
+EXPRESSIONS = "${input} ${item} ${steps.a.output} ${"
+WORDS = st.sampled_from(f"{STEP_WORDS} {INNER_WORDS} {EXPRESSIONS}".split())
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=12) | WORDS,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(WORDS | st.text(max_size=6), inner, max_size=4),
@@ -63,11 +64,10 @@ def test_json_without_expressions_renders_as_itself(value: Any) -> None:
     assert template.render(Scope.root(None, {})) is value
 
 
-@settings(max_examples=200, deadline=None)
-@given(JSON)
-def test_data_is_never_read_as_an_expression(value: Any) -> None:
+@settings(max_examples=100, deadline=None)
+@given(st.text(max_size=20))
+def test_data_is_never_read_as_an_expression(text: str) -> None:
     problems: list[Problem] = []
-    template = compile_template({"v": "${input}", "w": "${[input]}"}, pointer="", names=Names(), problems=problems)
-    integers = [int(token) for token in json.dumps(value).replace("]", " ").split() if token.strip("-").isdecimal()]
-    if all(abs(number) < 2**53 for number in integers):
-        assert template.render(Scope.root({"k": "${1 + 1}"}, {})) == {"v": {"k": "${1 + 1}"}, "w": [{"k": "${1 + 1}"}]}
+    template = compile_template(["${input}", "${[input]}", "x${input}"], pointer="", names=Names(), problems=problems)
+    data = "${1 + 1}" + text.replace("\x00", "")
+    assert template.render(Scope.root(data, {})) == [data, [data], "x" + data]

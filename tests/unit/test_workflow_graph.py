@@ -65,9 +65,13 @@ def test_defaults_lie_under_a_steps_own_settings() -> None:
             step("a", code={"python": "1"}, sandbox={"wall": "5s"}, retry={"on": ["timeout"]}),
             step("b", tool="builtin.noop"),
             step("c"),
-            defaults={"sandbox": {"memory": "64Mi", "wall": "9s"}, "retry": {"max": 2, "backoff": "2s"}, "timeout": "1m"},
+            defaults={
+                "sandbox": {"memory": "64Mi", "wall": "9s"},
+                "retry": {"max": 2, "backoff": "2s"},
+                "timeout": "1m",
+            },
         )
-    )  # fmt: skip
+    )
     code, tool, data = compiled.root.steps
     assert (code.sandbox.memory_bytes, code.sandbox.wall_seconds) == (64 * 1024**2, 5.0)
     assert (code.retry.max, code.retry.backoff_min_seconds, code.retry.on) == (2, 2.0, {"timeout"})
