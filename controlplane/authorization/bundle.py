@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,24 +49,33 @@ def load_bundle(overlays: Sequence[Path] = (), *, shipped: Path = SHIPPED) -> Bu
     files: dict[str, str] = {}
     wrong: list[str] = []
     data = _data(shipped, wrong) or {}
-    for directory in (shipped, *overlays):
-        is_overlay = directory is not shipped
+    platform: frozenset[str] = frozenset()
+    for position, directory in enumerate((shipped, *overlays)):
         if not directory.is_dir():
             wrong.append(f"{directory}: is no directory.")
             continue
-        files.update(_rego(directory, wrong))
-        if is_overlay:
+        texts = dict(_rego(directory, wrong))
+        if not position:
+            platform = frozenset(texts)
+            files.update(texts)
+        else:
+            # A directory may have the name of another; its files never take the other's place.
+            files.update({path if path not in files else f"{position}:{path}": texts[path] for path in texts})
             extra = _data(directory, wrong)
             for key in sorted(set(extra) - {"tenants"}):
                 wrong.append(f"{directory.name}/data.json:1: only `tenants` may be given here, not {key!r}.")
             data = _merged(data, {"tenants": extra.get("tenants", {})})
-    return bundle_of(files, data, shipped_prefix=f"{shipped.name}/", wrong=wrong)
+    return bundle_of(files, data, platform=platform, wrong=wrong)
 
 
 def bundle_of(
-    files: Mapping[str, str], data: Mapping[str, Any], *, shipped_prefix: str = "", wrong: Sequence[str] = ()
+    files: Mapping[str, str],
+    data: Mapping[str, Any],
+    *,
+    platform: Collection[str] | None = None,
+    wrong: Sequence[str] = (),
 ) -> Bundle:
-    """A checked bundle from texts. Files whose path begins with ``shipped_prefix`` are the platform's.
+    """A checked bundle from texts. The paths in ``platform`` (None: all) are the platform's, others a tenant's.
     Raises: PolicyInvalid, with every finding."""
     found = list(wrong)
     rules: dict[str, str] = {}
@@ -76,7 +85,7 @@ def bundle_of(
         except ValueError as problem:
             found.append(f"{path}:1: {problem}")
             continue
-        is_platform = path.startswith(shipped_prefix)
+        is_platform = platform is None or path in platform
         roots = _SHIPPED_ROOTS if is_platform else _TENANT_ROOTS
         if not is_platform and package_of(tree).removesuffix("_test") not in _TENANT_PACKAGES:
             found.append(

@@ -21,6 +21,8 @@ from controlplane.authorization.schemas import problem_with
 from controlplane.authorization.values import Decision, EntryPoint, Failure, PolicyUnavailable, Question, Reason
 
 WITHIN_SECONDS = 0.24
+# What a rule can read within its time; a longer argument belongs in an artifact.
+LONGEST_INPUT_BYTES = 1 << 20
 _ENFORCER = "enforcer"
 # Obligations that policies may already be written with, so that their denial says "not yet", not "what is this".
 _PLANNED = frozenset(
@@ -55,7 +57,7 @@ class Enforcer:
         return [one for one in answers if one is not None]
 
     def _invalid(self, question: Question) -> Decision | None:
-        problem = problem_with(question.entry, question.input)
+        problem = problem_with(question.entry, question.input) or _unsendable(question)
         if not problem:
             return None
         return self._refusal(
@@ -126,3 +128,12 @@ class Enforcer:
             revision=self._engine.revision,
             engine=_ENFORCER,
         )
+
+
+def _unsendable(question: Question) -> str:
+    # The schema knows nothing of half a surrogate pair, nor of the sum of the sizes it allows.
+    try:
+        size = len(question.encoded())
+    except (TypeError, ValueError, RecursionError) as problem:
+        return f"/ is not JSON ({type(problem).__name__})"
+    return "" if size <= LONGEST_INPUT_BYTES else f"/ has {size} bytes of {LONGEST_INPUT_BYTES}; use an artifact"

@@ -39,6 +39,7 @@ def findings(path: str, tree: Node, *, is_test: bool, roots: tuple[str, ...]) ->
         elif kind in ("InterpolatedString", "TemplateString"):
             yield f"{path}:{line}: string interpolation is not portable; use sprintf."
     if not is_test:
+        yield from _computed(path, tree)
         yield from _with(path, tree)
         yield from _negated(path, tree)
 
@@ -49,6 +50,16 @@ def _call(where: str, node: Node) -> Iterator[str]:
         yield f"{where}: {name} is refused: policy may use only its input and data. Put the value into the input."
     if name == "numbers.range" and not all("Number" in one for one in node["params"]):
         yield f"{where}: numbers.range needs literal bounds, or an input decides how long it runs."
+
+
+def _computed(path: str, tree: Node) -> Iterator[str]:
+    # `data[x]` and `x := data` reach every root, whatever the names say.
+    named: set[int] = set()
+    for kind, node in nodes(tree):
+        if kind == "RefDot" or (kind == "RefBrack" and "String" in node["index"]):
+            named.add(node["refr"].get("Var", {}).get("eidx", -1))
+        elif kind == "Var" and node["value"] == "data" and node["eidx"] not in named:
+            yield f"{path}:{node['span']['line']}: name what you read of data, as in data.tenants[input.tenant]."
 
 
 def _with(path: str, tree: Node) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from controlplane.authorization.answers import read_answer
-from controlplane.authorization.values import Decision, PolicyUnavailable, Question
+from controlplane.authorization.values import Decision, EntryPoint, PolicyUnavailable, Question
 
 REVISION = "static"
 _ALLOW = {"allow": True, "reasons": [], "obligations": []}
@@ -70,3 +70,28 @@ class StaticEngine:
             return PolicyUnavailable(f"Late: no answer within {self._deadline_seconds * 1000:.0f} ms.")
         raw = msgspec.json.encode(answer)
         return read_answer(question, question.encoded(), raw, rules={}, revision=REVISION, engine="static")
+
+
+_DESTINATION = {"scheme": "https", "host": "api.example.com", "port": 443, "method": "GET", "path": "/"}
+_TOOL = {"name": "builtin.noop", "server": "builtin", "kind": "builtin", "digest": "d", "effect": "none"}
+_DEFINITION = {"verbs": [], "tools": [], "secrets": [], "tiers": [], "data": [], "steps": 1, "resources": {}}
+_ASKER: dict[str, Any] = {
+    "tenant": "default",
+    "subject": {"id": "someone", "kind": "person", "scopes": []},
+    "now_ns": 1,
+    "run": "run_1",
+    "workflow": {"name": "w", "version": "1", "digest": "d"},
+    "step": "s",
+}
+_REST: dict[EntryPoint, dict[str, Any]] = {
+    EntryPoint.WORKFLOW: {"definition": _DEFINITION},
+    EntryPoint.DATA: {"uri": "data://logs/a.log", "data_name": "logs", "purpose": "mount"},
+    EntryPoint.TOOL: {"tool": _TOOL, "args": {}, "granted": [], "via": "step", "sandbox": None, "secrets": []},
+    EntryPoint.SECRET: {"secret": "key", "tool": "a.b", "destination": _DESTINATION, "step_secrets": ["key"]},
+    EntryPoint.EGRESS: {"destination": _DESTINATION, "tool": "a.b", "declared_hosts": ["api.example.com"]},
+}
+
+
+def question(entry: EntryPoint = EntryPoint.TOOL, **changes: Any) -> Question:
+    """A valid question, with top-level fields of its input changed."""
+    return Question(entry=entry, input={**_ASKER, **_REST[entry], **changes})

@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -64,10 +65,11 @@ class WorkerProcess:
         self.waiting: deque[Sequence[Asked]] = deque()
         self.seen_progress = 0
         self.seen_at = self._loop.time()
-        with tempfile.TemporaryFile() as page:
+        with ExitStack() as undo, tempfile.TemporaryFile() as page:
             page.truncate(mmap.PAGESIZE)
-            self._page = mmap.mmap(page.fileno(), mmap.PAGESIZE)
+            self._page = undo.enter_context(mmap.mmap(page.fileno(), mmap.PAGESIZE))
             self._socket, theirs = socket.socketpair()
+            undo.enter_context(self._socket)
             with theirs:
                 self._process = subprocess.Popen(
                     # -I: nothing from the environment or the working directory is imported.
@@ -79,6 +81,7 @@ class WorkerProcess:
                     pass_fds=(page.fileno(),),
                     env={key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH") if key in os.environ},
                 )
+            undo.pop_all()
         self._socket.setblocking(False)
         self._loop.add_reader(self._socket, self.read)
         self._write(bundle)
