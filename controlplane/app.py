@@ -14,6 +14,7 @@ from controlplane.authorization import endpoints as decision_endpoints
 from controlplane.body_limit import BodyLimit
 from controlplane.config import Settings
 from controlplane.nodes import endpoints as node_endpoints
+from controlplane.nodes import wire
 from controlplane.openapi import describe
 from controlplane.problems import install_problem_handlers
 from controlplane.runs import endpoints as run_endpoints
@@ -49,6 +50,7 @@ def create_app(settings: Settings, services_factory: ServicesFactory = build_ser
         status_endpoints.router,
     ):
         app.include_router(router)
+    app.router.routes.extend(wire.routes())
     install_problem_handlers(app)
     describe(app)
     larger = {

@@ -34,6 +34,9 @@ class Settings(BaseSettings):
     """A JSON file that overrides the bundle's data (grants, limits)."""
     policy_deadline_seconds: float = Field(default=0.2, gt=0)
 
+    private_hosts: tuple[str, ...] = ()
+    """``host:port`` of private addresses that HTTP tools may reach (policy still decides); none by default."""
+
     secrets_key_file: Path | None = None
     """32 bytes that seal secrets; default: ``secrets.key`` in the state directory, made at first start."""
     admin_key_file: Path | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from fastapi import FastAPI
@@ -54,6 +55,11 @@ _IDEMPOTENCY: dict[str, Any] = {
     "schema": {"type": "string", "minLength": 1, "maxLength": 255},
     "description": "A POST sent again with the same key and body gets the first one's answer.",
 }
+
+
+def as_text(schema: dict[str, Any]) -> str:
+    """The description as ``docs/openapi.json`` holds it."""
+    return json.dumps(schema, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def describe(app: FastAPI) -> None:

@@ -16,6 +16,7 @@ from controlplane.artifacts.blobs import FileBlobs
 from controlplane.artifacts.output_log import OutputLog
 from controlplane.config import Settings
 from controlplane.errors import not_yet
+from controlplane.engine import Engine, engine
 from controlplane.idempotency import Idempotency
 from controlplane.identity import Identities
 from controlplane.runs.definitions import Definitions
@@ -56,6 +57,7 @@ class Services:
     artifacts: Artifacts
     output: OutputLog
     definitions: Definitions
+    engine: Engine | None = None
     run_commands: RunCommands | None = None
     inventory: Inventory | None = None
     policy_status: Callable[[], PolicyStatus] = field(default=_no_policy)
@@ -96,6 +98,15 @@ async def build_services(settings: Settings) -> AsyncIterator[Services]:
         )
         await services.tools.load()
         await services.identities.ensure_admin_key(settings.admin_key)
+        running = await stack.enter_async_context(
+            engine(settings, store, journal, services.tools, services.broker)
+        )
+        services.engine = running
+        services.run_commands = running.service
+        services.inventory = running.inventory
+        services.policy_status = lambda: PolicyStatus(
+            revision=running.policy.revision, engine="regorus", healthy=bool(running.policy.pids)
+        )
         yield services
 
 

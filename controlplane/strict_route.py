@@ -39,6 +39,7 @@ class StrictRoute(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         original = super().get_route_handler()
+        required = self.body_field is not None and self.body_field.field_info.is_required()
         known = frozenset(field.alias for field in self.dependant.query_params)
 
         async def handler(request: Request) -> Response:
@@ -49,17 +50,17 @@ class StrictRoute(APIRoute):
                 if principal is None:
                     raise unauthorized()
                 parsed = _ParsedRequest(request.scope, request.receive)
-                parsed.document = strict_json(await parsed.body())
-                digest = hashlib.sha256(canonical(parsed.document).encode()).hexdigest()
+                raw = await parsed.body()
+                if raw or required:
+                    parsed.document = strict_json(raw)
+                    digest = hashlib.sha256(canonical(parsed.document).encode()).hexdigest()
                 request = parsed
             key = request.headers.get("idempotency-key")
             if request.method != "POST" or key is None or principal is None:
                 return await original(request)
             identity = f"POST {request.url.path}?{request.url.query} {digest}"
             idempotency: Idempotency = request.app.state.services.idempotency
-            return await idempotency.once(
-                principal.tenant, principal.id, key, identity, lambda: original(request)
-            )
+            return await idempotency.once(principal.tenant, principal.id, key, identity, lambda: original(request))
 
         return handler
 

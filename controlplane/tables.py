@@ -88,7 +88,8 @@ class StepRow(SQLModel, table=True):
     due_ns: int | None = Field(default=None, sa_column=_ns(True))  # timer: wait, retry, timeout, approval expiry
     output: str | None = Field(default=None, sa_column=_text(True))
     error: str | None = Field(default=None, sa_column=_text(True))
-    detail: str | None = Field(default=None, sa_column=_text(True))  # verb specific: resolved args, gates, waiting reasons
+    # detail is verb specific: resolved args, gates, waiting reasons
+    detail: str | None = Field(default=None, sa_column=_text(True))
     placement: str | None = Field(default=None, sa_column=_text(True))  # the scheduler's explanation
     report: str | None = Field(default=None, sa_column=_text(True))  # tails, artifacts, exit of the last attempt
     labels: str = Field(default="{}", sa_column=_text())

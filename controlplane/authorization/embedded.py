@@ -22,7 +22,8 @@ from controlplane.authorization.values import Decision, EntryPoint, PolicyUnavai
 from controlplane.authorization.worker_process import Asked, WorkerProcess
 
 ENGINE = "regorus-0.13"
-FRAME_QUESTIONS = 64
+# Small enough that this loop reads one frame's answers while the worker is in the next, large enough to amortise.
+FRAME_QUESTIONS = 16
 _LOOK_SECONDS = 0.005
 _SUSPECT_SECONDS = 0.010
 # A suspect is killed at the deadline; this is how much later its question is given up, and still < 250 ms.

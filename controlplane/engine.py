@@ -1,0 +1,220 @@
+"""The engine of one process: policy, journal, controller, dispatcher and their loops, started and stopped together.
+
+    async with engine(...) as parts: …      # recovers open runs first, ends its loops last
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import msgspec
+import structlog
+from sqlmodel import select
+
+from controlplane.authorization.bundle import load_bundle
+from controlplane.authorization.embedded import EmbeddedEngine
+from controlplane.authorization.enforcement import Enforcer
+from controlplane.authorization.values import PolicyUnavailable
+from controlplane.config import Settings
+from controlplane.nodes.inventory import Inventory, Node, Reservation
+from controlplane.placement.dispatcher import Dispatcher
+from controlplane.runs import recovery
+from controlplane.runs.controller import Controller
+from controlplane.runs.gateway import Gateway
+from controlplane.runs.hub import Hub
+from controlplane.runs.journal import Journal
+from controlplane.runs.service import RunService
+from controlplane.runs.state import RunState, StepState
+from controlplane.runs.transitions import Machine
+from controlplane.runs.work import WorkRefused, prepare
+from controlplane.secrets.broker import SecretBroker, SecretUnavailable
+from controlplane.store import Store
+from controlplane.tables import NodeRow
+from controlplane.tools.registry import ToolRegistry
+from dataplane.protocol import Assignment, Register
+
+log = structlog.get_logger(__name__)
+RELOAD_SECONDS = 1.0
+
+
+@dataclass(kw_only=True)
+class Engine:
+    """The parts that endpoints use."""
+
+    settings: Settings
+    store: Store
+    journal: Journal
+    policy: EmbeddedEngine
+    inventory: Inventory
+    controller: Controller
+    dispatcher: Dispatcher
+    gateway: Gateway
+    service: RunService
+    reloading: set[str]
+
+    async def recover(self) -> None:
+        """Nodes, then every open run."""
+        tenant = self.settings.tenant
+        rows = await self.store.read(lambda s: s.exec(select(NodeRow).where(NodeRow.tenant == tenant)).all())
+        for row in rows:
+            declared = msgspec.json.decode(row.declared, type=Register)
+            declared.images = [msgspec.structs.replace(one, warm=0) for one in declared.images]
+            self.inventory.add(
+                Node(
+                    id=row.id,
+                    tenant=tenant,
+                    declared=declared,
+                    token_hash=row.token_hash,
+                    last_seen=time.monotonic(),
+                    seen_ns=row.seen_ns,
+                    lost=row.status == "lost",
+                    silent_since_start=True,
+                )
+            )
+        for run_id in await self.store.read(lambda s: recovery.open_runs(s, tenant)):
+            await self.load(run_id)
+
+    async def load(self, run_id: str) -> None:
+        """Take one open run into memory and let it go on."""
+        tenant = self.settings.tenant
+        found = await self.store.read(lambda s: recovery.load(s, tenant, run_id))
+        if found is None:
+            return
+        run, pinned = found
+        controller = self.controller
+        controller.runs[run_id] = run
+        controller.pinned[run_id] = pinned
+        resting: list[StepState] = []
+        for step in list(run.steps.values()):
+            if step.terminal:
+                continue
+            if step.status == "running" and step.attempt is not None:
+                await self._reattach(run, step, pinned)
+            elif step.due_ns is not None:
+                controller.watch(run, step)
+            elif step.attempt is None and step.status in ("ready", "waiting") and step.spec.verb in ("code", "tool"):
+                resting.append(step)
+
+        def go_on(machine: Machine) -> None:
+            for step in list(run.steps.values()):
+                machine.resume(step)
+            machine.start()
+
+        controller.apply(run, go_on)
+        controller.dispatch(run, resting)
+
+    async def _reattach(self, run: RunState, step: StepState, pinned: dict[str, str]) -> None:
+        """The attempt may be running, lost on the way, or done and not yet reported: its node says which."""
+        node = self.inventory.nodes.get(step.node or "")
+        attempt = step.attempt or ""
+        if node is None or node.lost:
+            self.controller.attempts[attempt] = (run, step)
+            self.controller.apply(run, lambda machine: machine.lost(step, "node_lost", "its node is gone"))
+            return
+        self.controller.attempts[attempt] = (run, step)
+        try:
+            one = prepare(run, step, pinned, self.dispatcher.tools, time.time_ns())
+            http = await self.dispatcher.lease(run.tenant, one.call)
+        except (WorkRefused, SecretUnavailable) as refused:
+            log.warning("an attempt cannot be sent again", attempt=attempt, why=str(refused))
+            return
+        if one.code is not None and step.tier is not None:
+            one.code.sandbox.tier = step.tier
+        assignment = Assignment(
+            attempt=attempt,
+            fence=step.fence,
+            run=run.id,
+            path=step.path,
+            number=step.number,
+            wall_seconds=one.wall_seconds,
+            code=one.code,
+            call=one.call.performance(http) if one.call is not None else None,
+            requires=["freeze", "tool_gateway"] if one.code is not None else [],
+        )
+        demand = one.demand
+        node.assign(
+            Reservation(
+                assignment=assignment,
+                cpu_milli=demand.cpu_milli,
+                memory_bytes=demand.memory_bytes,
+                gpu=demand.gpu,
+                sent=0,
+            )
+        )
+        if step.cancelling:
+            self.controller.tell_cancel(node.id, attempt, step.fence, step.detail.get("cancelling", "cancelled"))
+
+    async def reap_nodes(self) -> None:
+        """Declare silent nodes lost when their lease is over."""
+        settings = self.settings
+        while True:
+            await asyncio.sleep(min(0.5, settings.lease_seconds / 4))
+            for node in list(self.inventory.expired(settings.lease_seconds, settings.hold_seconds)):
+                node.lost = True
+                log.warning("node lost", node=node.id, name=node.name)
+                self.controller.node_gone(node.id, "node_lost", f"node {node.name} did not answer for its lease")
+
+    async def reload_parked(self) -> None:
+        """Take runs whose transition was not stored from the database again, until it works."""
+        while True:
+            await asyncio.sleep(RELOAD_SECONDS)
+            for run_id in list(self.reloading):
+                self.reloading.discard(run_id)
+                try:
+                    await self.load(run_id)
+                except Exception:
+                    log.exception("reloading failed", run=run_id)
+                    self.reloading.add(run_id)
+
+
+@asynccontextmanager
+async def engine(
+    settings: Settings, store: Store, journal: Journal, tools: ToolRegistry, broker: SecretBroker
+) -> AsyncIterator[Engine]:
+    """Start everything that makes runs advance."""
+    overlays = [settings.policy_dir.expanduser()] if settings.policy_dir is not None else []
+    policy = EmbeddedEngine(load_bundle(overlays), deadline_seconds=settings.policy_deadline_seconds)
+    try:
+        await policy.start()
+    except PolicyUnavailable as problem:
+        log.error("policy engine not ready", error=str(problem))
+    inventory, hub = Inventory(), Hub()
+    enforcer = Enforcer(policy, {})
+    controller = Controller(journal, inventory, hub)
+    dispatcher = Dispatcher(controller, enforcer, tools, broker, frozenset(settings.private_hosts))
+    parts = Engine(
+        settings=settings,
+        store=store,
+        journal=journal,
+        policy=policy,
+        inventory=inventory,
+        controller=controller,
+        dispatcher=dispatcher,
+        gateway=Gateway(controller, dispatcher),
+        service=RunService(controller, enforcer, tools, inventory, hub),
+        reloading=set(),
+    )
+    controller.reload = parts.reloading.add
+    try:
+        await parts.recover()
+        loops = (
+            dispatcher.run(),
+            dispatcher.retry_waiting(),
+            controller.run_timers(),
+            parts.reap_nodes(),
+            parts.reload_parked(),
+        )
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(loop) for loop in loops]
+            yield parts
+            for task in tasks:
+                task.cancel()
+    finally:
+        await policy.close()
+
+
+

@@ -1,0 +1,228 @@
+"""The live view of every node: registration, lease, reservations, and the assignments waiting to be pulled.
+
+Capacity is what a node declared less what is reserved here: a node's own word never makes room for more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from controlplane.times import rfc3339
+from dataplane.protocol import Assignment, Directive, Heartbeat, Register
+from scheduler.cluster import NodeView, Snapshot, Unschedulable
+
+CACHE_LISTED = 20_000
+CALLS_MOST = 4096
+"""Tool calls in flight on one node."""
+
+
+@dataclass(kw_only=True, eq=False)
+class Reservation:
+    """What one attempt takes of its node. ``sent`` counts heartbeats since the assignment was pulled."""
+
+    assignment: Assignment
+    cpu_milli: int
+    memory_bytes: int
+    gpu: int
+    seen: bool = False
+    sent: int | None = None
+
+
+@dataclass(kw_only=True, eq=False)
+class Node:
+    """One registered node."""
+
+    id: str
+    tenant: str
+    declared: Register
+    token_hash: str
+    last_seen: float
+    seen_ns: int
+    lost: bool = False
+    cordoned: bool = False
+    draining: bool = False
+    silent_since_start: bool = False
+    reservations: dict[str, Reservation] = field(default_factory=dict)
+    outbox: deque[Assignment] = field(default_factory=deque)
+    directives: deque[Directive] = field(default_factory=deque)
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    cached: set[str] = field(default_factory=set)
+
+    @property
+    def name(self) -> str:
+        return self.declared.identity
+
+    @property
+    def status(self) -> str:
+        if self.lost:
+            return "lost"
+        if self.draining:
+            return "draining"
+        return "cordoned" if self.cordoned else "ready"
+
+    def free(self) -> tuple[int, int, int, int]:
+        """(cpu_milli, memory_bytes, slots, gpu) not reserved."""
+        total, taken = self.declared.capacity, self.reservations.values()
+        sandboxes = sum(1 for one in taken if one.assignment.code is not None)
+        return (
+            total.cpu_milli - sum(one.cpu_milli for one in taken),
+            total.memory_bytes - sum(one.memory_bytes for one in taken),
+            total.slots - sandboxes,
+            total.gpu - sum(one.gpu for one in taken),
+        )
+
+    def view(self, *, sandboxes: bool) -> NodeView:
+        """As the scheduler sees it. Slots are of sandboxes; a tool call takes none of them, but has a bound too."""
+        cpu, memory, slots, gpu = self.free()
+        declared, total = self.declared, self.declared.capacity
+        most = total.slots if sandboxes else CALLS_MOST
+        if not sandboxes:
+            slots = CALLS_MOST - sum(1 for one in self.reservations.values() if one.assignment.call is not None)
+        tiers: dict[str, dict[str, bool]] = {tier: {} for tier in declared.tiers}
+        warm: dict[tuple[str, str | None], int] = {}
+        for image in declared.images:
+            tiers.setdefault(image.tier, {})[image.image] = image.ready
+            warm[(image.tier, image.image)] = image.warm
+        why = None
+        if self.lost or self.silent_since_start:
+            why = Unschedulable.LOST
+        elif self.draining:
+            why = Unschedulable.DRAINING
+        elif self.cordoned:
+            why = Unschedulable.CORDONED
+        return NodeView(
+            id=self.id,
+            name=self.name,
+            tiers=tiers,
+            cpu_milli_free=cpu,
+            cpu_milli_total=total.cpu_milli,
+            memory_free=memory,
+            memory_total=total.memory_bytes,
+            slots_free=slots,
+            slots_total=most,
+            gpu_free=gpu,
+            gpu_total=total.gpu,
+            gpu_memory_bytes=total.gpu_memory_bytes,
+            labels=declared.labels,
+            holds=frozenset(f"data://{root.name}" for root in declared.data) | frozenset(self.cached),
+            schedulable=why is None,
+            unschedulable=why,
+            warm=warm,
+            tiers_absent=declared.absent,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As the API shows it."""
+        cpu, memory, slots, gpu = self.free()
+        declared = self.declared
+        tiers: dict[str, Any] = {name: {"strength": how, "images": []} for name, how in declared.tiers.items()}
+        for image in declared.images:
+            shown = {"image": image.image, "ready": image.ready, "warm": image.warm, "detail": image.detail}
+            tiers.setdefault(image.tier, {"strength": "", "images": []})["images"].append(shown)
+        return {
+            "id": self.id,
+            "name": self.name,
+            "status": self.status,
+            "tiers": tiers,
+            "absent": declared.absent,
+            "capacity": msgspec.to_builtins(declared.capacity),
+            "free": {"cpu_milli": cpu, "memory_bytes": memory, "slots": slots, "gpu": gpu},
+            "labels": declared.labels,
+            "data": [msgspec.to_builtins(root) for root in declared.data],
+            "cached": len(self.cached),
+            "attempts": len(self.reservations),
+            "last_seen_at": rfc3339(self.seen_ns),
+            "boot_id": declared.boot_id,
+        }
+
+    def assign(self, reservation: Reservation) -> None:
+        """Hold capacity; the assignment is given out by ``release`` after its commit."""
+        self.reservations[reservation.assignment.attempt] = reservation
+
+    def publish(self, assignment: Assignment) -> None:
+        """The assignment is durable: let the node pull it."""
+        if assignment.attempt in self.reservations:
+            self.outbox.append(assignment)
+            self.wake.set()
+
+    def direct(self, directive: Directive) -> None:
+        """Tell the node something at its next pull."""
+        self.directives.append(directive)
+        self.wake.set()
+
+    def take(self, most: int) -> list[Assignment]:
+        """Assignments to send now."""
+        taken: list[Assignment] = []
+        while self.outbox and len(taken) < most:
+            assignment = self.outbox.popleft()
+            reservation = self.reservations.get(assignment.attempt)
+            if reservation is not None:
+                reservation.sent = 0
+                taken.append(assignment)
+        return taken
+
+    def heard(self, heartbeat: Heartbeat) -> None:
+        """Take in a heartbeat; an assignment the node does not hold two heartbeats after it was sent is sent again."""
+        self.draining = heartbeat.draining
+        if heartbeat.images is not None:
+            self.declared.images = heartbeat.images
+        if heartbeat.data is not None:
+            self.declared.data = heartbeat.data
+        self.cached.difference_update(heartbeat.cached_removed)
+        if len(self.cached) < CACHE_LISTED:
+            self.cached.update(heartbeat.cached_added[:CACHE_LISTED])
+        held = {attempt for attempt, _fence in heartbeat.attempts}
+        for attempt, reservation in self.reservations.items():
+            if attempt in held:
+                reservation.seen = True
+            elif reservation.sent is not None and not reservation.seen:
+                reservation.sent += 1
+                if reservation.sent > 2:
+                    reservation.sent = None
+                    self.publish(reservation.assignment)
+
+
+class Inventory:
+    """All nodes of this control plane."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, Node] = {}
+        self.changed = asyncio.Event()
+
+    def add(self, node: Node) -> None:
+        """A node registered (again)."""
+        self.nodes[node.id] = node
+        self.changed.set()
+
+    def by_token(self, token_hash: str) -> Node | None:
+        """Whose bearer this is."""
+        return next((node for node in self.nodes.values() if node.token_hash == token_hash), None)
+
+    def release(self, node_id: str | None, attempt: str | None) -> None:
+        """An attempt has ended: its capacity is free."""
+        node = self.nodes.get(node_id or "")
+        if node is not None and attempt is not None and node.reservations.pop(attempt, None) is not None:
+            self.changed.set()
+
+    def snapshot(self, *, sandboxes: bool) -> Snapshot:
+        """What ``scheduler.plan`` looks at, for steps that need a sandbox or for tool calls."""
+        return Snapshot(nodes=tuple(node.view(sandboxes=sandboxes) for node in self.nodes.values()))
+
+    def view(self) -> list[dict[str, Any]]:
+        """Every known node as ``GET /v1/nodes`` shows it."""
+        return [node.to_json() for node in self.nodes.values()]
+
+    def expired(self, lease_seconds: float, hold_seconds: float) -> Iterable[Node]:
+        """Nodes whose lease is over. After a restart of this process a silent node has one hold, not one lease."""
+        now = time.monotonic()
+        for node in self.nodes.values():
+            bound = hold_seconds if node.silent_since_start else lease_seconds
+            if not node.lost and now - node.last_seen > bound:
+                yield node

@@ -1,0 +1,288 @@
+"""What nodes call (``dataplane.protocol``): raw bodies, msgspec, no framework on the hot path.
+
+A node is known by its bearer token. It speaks for attempts that are current under its own name, and for nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from controlplane.engine import Engine
+from controlplane.errors import conflict, invalid_request, not_found, unauthorized
+from controlplane.errors import field_problem as problem
+from controlplane.ids import new_id
+from controlplane.nodes.inventory import Node
+from controlplane.runs import reports
+from controlplane.services import Services
+from controlplane.store import upsert
+from controlplane.tables import NodeRow
+from controlplane.times import rfc3339
+from controlplane.tokens import hash_token, make_token
+from dataplane.protocol import (
+    FEATURES,
+    VERSION,
+    Ack,
+    ArtifactRef,
+    AuthorizeRequest,
+    CallResult,
+    Directive,
+    OutputChunk,
+    PullRequest,
+    PullResponse,
+    Register,
+    Registered,
+)
+
+T = TypeVar("T")
+WAIT_MOST = 30.0
+BATCH_MOST = 256
+_encode = msgspec.json.Encoder().encode
+
+
+def routes() -> list[Route]:
+    """The node wire, to be mounted on the application."""
+    return [
+        Route("/node/v1/register", register, methods=["POST"]),
+        Route("/node/v1/pull", pull, methods=["POST"]),
+        Route("/node/v1/authorize", authorize, methods=["POST"]),
+        Route("/node/v1/results", results, methods=["POST"]),
+        Route("/node/v1/output", output, methods=["POST"]),
+        Route("/node/v1/artifacts", upload, methods=["PUT"]),
+        Route("/node/v1/artifacts/{artifact}", download, methods=["GET"]),
+    ]
+
+
+def _parts(request: Request) -> tuple[Services, Engine]:
+    services: Services = request.app.state.services
+    assert services.engine is not None  # noqa: S101 - the wire is mounted only with an engine
+    return services, services.engine
+
+
+def _bearer(request: Request) -> str:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token:
+        raise unauthorized("Nodes send their token as a bearer.")
+    return token
+
+
+def _node(request: Request, engine: Engine) -> Node:
+    node = engine.inventory.by_token(hash_token(_bearer(request)))
+    if node is None:
+        raise unauthorized("This node is not registered (any more): register again with the join token.")
+    return node
+
+
+async def _body(request: Request, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(await request.body(), type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise invalid_request([problem("", str(error)[:500], "send what dataplane.protocol says")]) from error
+
+
+def _json(value: Any) -> Response:
+    return Response(_encode(value), media_type="application/json")
+
+
+async def register(request: Request) -> Response:
+    """A node joins, or comes back after a restart: a new boot ends its earlier attempts at once."""
+    services, engine = _parts(request)
+    token = _bearer(request)
+    message = await _body(request, Register)
+    known = next((one for one in engine.inventory.nodes.values() if one.name == message.identity), None)
+    tenant = await services.identities.join_tenant(token)
+    if tenant is None:
+        raise unauthorized("The join token is wrong or has expired: make one with `stockade node join-token`.")
+    if message.version > VERSION or message.version < VERSION - 1:
+        fix = f"this control plane speaks version {VERSION}"
+        raise invalid_request([problem("/version", f"version {message.version} is not served", fix)])
+    missing = {"freeze", "tool_gateway"} - set(message.features)
+    if missing:
+        raise invalid_request([problem("/features", f"the node lacks {', '.join(sorted(missing))}", "upgrade it")])
+    bearer = make_token("sn")
+    node = Node(
+        id=known.id if known is not None else new_id("node"),
+        tenant=tenant,
+        declared=message,
+        token_hash=hash_token(bearer),
+        last_seen=time.monotonic(),
+        seen_ns=time.time_ns(),
+    )
+    if known is not None and known.declared.boot_id == message.boot_id:
+        node.reservations, node.outbox, node.cached = known.reservations, known.outbox, known.cached
+    elif known is not None:
+        engine.controller.node_gone(known.id, "node_lost", f"node {known.name} restarted")
+    row = {
+        "tenant": tenant,
+        "id": node.id,
+        "identity": message.identity,
+        "boot_id": message.boot_id,
+        "token_hash": node.token_hash,
+        "status": "ready",
+        "declared": msgspec.json.encode(message).decode(),
+        "seen_ns": node.seen_ns,
+        "registered_ns": node.seen_ns,
+    }
+    await engine.journal.write([upsert(NodeRow, row)])
+    engine.inventory.add(node)
+    settings = services.settings
+    answer = Registered(
+        node=node.id,
+        token=bearer,
+        heartbeat_seconds=settings.heartbeat_seconds,
+        lease_seconds=settings.lease_seconds,
+        hold_seconds=settings.hold_seconds,
+        requires=sorted(FEATURES & {"freeze", "tool_gateway"}),
+    )
+    return _json(answer)
+
+
+async def pull(request: Request) -> Response:
+    """Heartbeat and reports in, acknowledgements, assignments and directives out."""
+    _services, engine = _parts(request)
+    node = _node(request, engine)
+    message = await _body(request, PullRequest)
+    if message.boot_id != node.declared.boot_id:
+        raise unauthorized("Another boot of this node has registered.")
+    node.last_seen, node.seen_ns = time.monotonic(), time.time_ns()
+    revived = node.lost or node.silent_since_start
+    node.lost = node.silent_since_start = False
+    if message.heartbeat is not None:
+        node.heard(message.heartbeat)
+        for attempt, fence in message.heartbeat.attempts:
+            if engine.controller.current(attempt, fence) is None:
+                node.direct(Directive(kind="cancel", attempt=attempt, fence=fence, reason="the fence is not current"))
+    if revived or message.heartbeat is not None:
+        engine.inventory.changed.set()
+    acks = await _report(engine, node, message)
+    response = PullResponse(acks=acks)
+    most = min(message.max, BATCH_MOST)
+    if message.lane == "work":
+        deadline = time.monotonic() + min(message.wait_seconds, WAIT_MOST)
+        while not node.outbox and not node.directives and (left := deadline - time.monotonic()) > 0:
+            node.wake.clear()
+            try:
+                await asyncio.wait_for(node.wake.wait(), left)
+            except TimeoutError:
+                break
+            if engine.inventory.nodes.get(node.id) is not node:
+                raise unauthorized("This node has registered again.")
+        response.assignments = node.take(most)
+    while node.directives:
+        response.directives.append(node.directives.popleft())
+    return _json(response)
+
+
+async def _report(engine: Engine, node: Node, message: PullRequest) -> list[Ack]:
+    """Apply reports; returns when every one of them is durable or refused."""
+    if not message.reports:
+        return []
+    acks: list[Ack | None] = [None] * len(message.reports)
+    left = len(acks)
+    finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def keep(index: int) -> Callable[[Ack], None]:
+        def answer(ack: Ack) -> None:
+            nonlocal left
+            acks[index] = ack
+            left -= 1
+            if left == 0 and not finished.done():
+                finished.set_result(None)
+
+        return answer
+
+    for index, report in enumerate(message.reports):
+        reports.take(engine.controller, engine.dispatcher.tools, node.id, report, keep(index))
+    await finished
+    return [ack for ack in acks if ack is not None]
+
+
+async def authorize(request: Request) -> Response:
+    """Tool calls of guests, decided one by one."""
+    _services, engine = _parts(request)
+    node = _node(request, engine)
+    requests = await _body(request, list[AuthorizeRequest])
+    return _json(await engine.gateway.authorize(node.id, requests[:BATCH_MOST]))
+
+
+async def results(request: Request) -> Response:
+    """Outcomes of performed calls; durable when acknowledged."""
+    _services, engine = _parts(request)
+    node = _node(request, engine)
+    outcomes = await _body(request, list[CallResult])
+    return _json(await engine.gateway.record(node.id, outcomes[:BATCH_MOST]))
+
+
+async def output(request: Request) -> Response:
+    """Output of guests, in chunks, and their progress."""
+    services, engine = _parts(request)
+    node = _node(request, engine)
+    acks: list[Ack] = []
+    for chunk in await _body(request, list[OutputChunk]):
+        found = engine.controller.current(chunk.attempt, chunk.fence)
+        if found is None or found[1].node != node.id:
+            acks.append(Ack(ok=False, stale=True))
+        elif chunk.stream == "progress":
+            fraction = min(1.0, max(0.0, chunk.fraction))
+            shown = {"fraction": fraction, "text": chunk.text[:200], "at": rfc3339(time.time_ns())}
+            engine.controller.hub.progress(found[0].id, found[1].path, shown)
+            acks.append(Ack(ok=True))
+        else:
+            stored = await services.output.append(chunk.attempt, chunk.stream, chunk.offset, chunk.data)
+            acks.append(Ack(ok=stored, message="" if stored else "bytes before this offset are missing"))
+    return _json(acks)
+
+
+async def upload(request: Request) -> Response:
+    """Bytes of one output; the reference belongs to the run of the attempt."""
+    services, engine = _parts(request)
+    node = _node(request, engine)
+    query = request.query_params
+    try:
+        found = engine.controller.current(query.get("attempt", ""), int(query.get("fence", "0")))
+    except ValueError:
+        found = None
+    if found is None or found[1].node != node.id:
+        raise conflict("The fence is not current; drop this work.")
+    run, step = found
+    name, media_type = query.get("name", "output")[:255], query.get("media_type", "application/octet-stream")[:128]
+    stored = await services.artifacts.put(
+        run.tenant, name, media_type, request.stream(), run=run.id, path=step.path, labels=step.labels
+    )
+    fields = {field: stored[field] for field in ("id", "name", "digest", "size_bytes", "media_type")}
+    return _json(ArtifactRef(**fields))
+
+
+async def download(request: Request) -> Response:
+    """Bytes of an artifact that the attempt was granted as an input or asked for in an authorized call."""
+    services, engine = _parts(request)
+    node = _node(request, engine)
+    query = request.query_params
+    attempt, artifact = query.get("attempt", ""), request.path_params["artifact"]
+    reservation = node.reservations.get(attempt)
+    found = engine.controller.attempts.get(attempt)
+    if reservation is None or found is None or found[1].node != node.id:
+        raise not_found("artifact", artifact)
+    run, step = found
+    code = reservation.assignment.code
+    granted = code is not None and any(one.artifact == artifact for one in code.inputs)
+    asked = any(
+        call.tool == "builtin.artifact.read"
+        and call.attempt == attempt
+        and json.loads(call.args).get("artifact", "").removeprefix("artifact://") == artifact
+        for call in step.calls.values()
+    )
+    opened = await services.artifacts.open(run.tenant, artifact) if granted or asked else None
+    if opened is None:
+        raise not_found("artifact", artifact)
+    shown, stream = opened
+    headers = {"x-stockade-digest": shown["digest"], "content-length": str(shown["size_bytes"])}
+    return StreamingResponse(stream, media_type=shown["media_type"], headers=headers)

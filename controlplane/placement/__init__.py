@@ -1,0 +1,1 @@
+"""The leader loop: snapshot → scheduler.plan → policy → assignments; explains what waits."""

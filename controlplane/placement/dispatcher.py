@@ -1,0 +1,248 @@
+"""Takes ready steps to nodes: plan, ask policy about what found a place, assign.
+
+A batch at a time: one plan, one trip to the policy engine, one journal entry a step. Policy is asked last, so that
+every decision is as old as the commit it stands in. A step without a place or without an answer waits and says why.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import structlog
+
+from controlplane.authorization.enforcement import Enforcer
+from controlplane.authorization.values import Decision, PolicyUnavailable
+from controlplane.ids import new_id
+from controlplane.nodes.inventory import Inventory, Node, Reservation
+from controlplane.runs import calls
+from controlplane.runs.controller import Controller, decision_write
+from controlplane.runs.state import RunState, StepState, error_value
+from controlplane.runs.transitions import Machine
+from controlplane.runs.work import Prepared, ToolCall, WorkRefused, prepare
+from controlplane.secrets.broker import SecretBroker, SecretUnavailable
+from controlplane.store import Write
+from controlplane.tools.registry import ToolRegistry
+from dataplane.protocol import Assignment, HttpCall, SecretLease
+from scheduler.planner import Placement, Plan, Waiting, plan
+
+log = structlog.get_logger(__name__)
+BATCH = 512
+POLICY_RETRY_SECONDS = 0.5
+POLICY_RETRY_MOST_SECONDS = 10.0
+
+
+class Dispatcher:
+    """One per control plane; ``run`` is its loop."""
+
+    def __init__(
+        self,
+        controller: Controller,
+        enforcer: Enforcer,
+        tools: ToolRegistry,
+        broker: SecretBroker,
+        private_hosts: frozenset[str],
+    ) -> None:
+        self.controller = controller
+        self.enforcer = enforcer
+        self.tools = tools
+        self.broker = broker
+        self.private_hosts = private_hosts
+        self.inventory: Inventory = controller.inventory
+        self.waiting: dict[tuple[str, str], tuple[RunState, StepState]] = {}
+
+    async def run(self) -> None:
+        """Dispatch for ever."""
+        controller = self.controller
+        while True:
+            await controller.ready_event.wait()
+            controller.ready_event.clear()
+            while controller.ready:
+                batch, controller.ready = controller.ready[:BATCH], controller.ready[BATCH:]
+                await self._dispatch(batch)
+
+    async def retry_waiting(self) -> None:
+        """When capacity changed, let the longest waiting steps try again."""
+        while True:
+            await self.inventory.changed.wait()
+            self.inventory.changed.clear()
+            for key in list(self.waiting)[:BATCH]:
+                run, step = self.waiting.pop(key)
+                self.controller.dispatch(run, [step])
+
+    async def _dispatch(self, batch: Sequence[tuple[RunState, StepState]]) -> None:
+        prepared: list[Prepared] = []
+        now_ns = time.time_ns()
+        seen: set[int] = set()
+        for run, step in batch:
+            if not self._open(run, step) or id(step) in seen:
+                continue
+            seen.add(id(step))
+            try:
+                prepared.append(prepare(run, step, self.controller.pinned.get(run.id, {}), self.tools, now_ns))
+            except WorkRefused as refused:
+                self._fail(run, step, refused.error)
+        if prepared:
+            placed = self._place(prepared)
+            await self._authorize(placed)
+
+    def _open(self, run: RunState, step: StepState) -> bool:
+        return (
+            run.parked is None
+            and step.attempt is None
+            and step.status in ("ready", "waiting")
+            and not step.detail.get("resting")
+        )
+
+    def _place(self, prepared: list[Prepared]) -> list[tuple[Prepared, Placement]]:
+        by_id = {one.demand.id: one for one in prepared}
+        placements: list[Placement] = []
+        waiting: list[Waiting] = []
+        for snapshot, demands in (
+            (self.inventory.snapshot(sandboxes=False), [one.demand for one in prepared if one.call is not None]),
+            (self.inventory.snapshot(sandboxes=True), [one.demand for one in prepared if one.code is not None]),
+        ):
+            if demands:
+                found: Plan = plan(snapshot, demands)
+                placements += found.placements
+                waiting += found.waiting
+        for blocked in waiting:
+            one = by_id[blocked.demand]
+            reasons = [reason.to_json() for reason in blocked.reasons]
+            self._wait(one.run, one.step, reasons, blocked.explanation.to_json())
+            self.waiting[one.run.id, one.step.path] = (one.run, one.step)
+        return [(by_id[placement.demand], placement) for placement in placements]
+
+    async def _authorize(self, placed: list[tuple[Prepared, Placement]]) -> None:
+        questions = [question for one, _placement in placed for question in one.questions]
+        answers = await self.enforcer.ask_many(questions) if questions else []
+        position = 0
+        for one, placement in placed:
+            own = answers[position : position + len(one.questions)]
+            position += len(one.questions)
+            if self._open(one.run, one.step):
+                await self._settle(one, placement, own)
+
+    async def _settle(
+        self, one: Prepared, placement: Placement, answers: Sequence[Decision | PolicyUnavailable]
+    ) -> None:
+        run, step = one.run, one.step
+        unavailable = next((answer for answer in answers if isinstance(answer, PolicyUnavailable)), None)
+        if unavailable is not None:
+            self._park(run, step, unavailable)
+            return
+        decisions = [answer for answer in answers if isinstance(answer, Decision)]
+        writes = self._log(run, step, decisions)
+        refused = next((decision for decision in decisions if not decision.allow), None)
+        if refused is not None:
+            self._fail(run, step, denial(refused), writes)
+            return
+        node = self.inventory.nodes.get(placement.node)
+        if node is None or node.lost:
+            self.controller.dispatch(run, [step])
+            return
+        try:
+            http = await self.lease(run.tenant, one.call)
+        except SecretUnavailable as missing:
+            self._fail(run, step, error_value("policy_denied", str(missing)), writes)
+            return
+        if self._open(run, step):
+            self._assign(one, placement, node, http, decisions, writes)
+
+    def _assign(
+        self,
+        one: Prepared,
+        placement: Placement,
+        node: Node,
+        http: HttpCall | None,
+        decisions: Sequence[Decision],
+        writes: list[Write],
+    ) -> None:
+        run, step = one.run, one.step
+        attempt = new_id("att")
+        step.detail.pop("policy_retries", None)
+        step.decision = decisions[0].id if decisions else None
+        if one.call is not None:
+            writes.append(calls.authorized(run, step, one.call, attempt, 0, step.decision or ""))
+        if one.code is not None and placement.tier is not None:
+            one.code.sandbox.tier = placement.tier
+        step.placement = placement.explanation.to_json()
+        assignment = Assignment(
+            attempt=attempt,
+            fence=step.fence + 1,
+            run=run.id,
+            path=step.path,
+            number=step.number + 1,
+            wall_seconds=one.wall_seconds,
+            code=one.code,
+            call=one.call.performance(http) if one.call is not None else None,
+            requires=["freeze", "tool_gateway"] if one.code is not None else [],
+            grant_revision=decisions[0].revision if decisions else "",
+        )
+        demand = one.demand
+        node.assign(
+            Reservation(
+                assignment=assignment, cpu_milli=demand.cpu_milli, memory_bytes=demand.memory_bytes, gpu=demand.gpu
+            )
+        )
+        self.controller.attempts[attempt] = (run, step)
+
+        def assigned(machine: Machine) -> None:
+            machine.assigned(step, node=node.id, node_name=node.name, attempt=attempt, tier=placement.tier)
+
+        def done(error: BaseException | None) -> None:
+            if error is None:
+                node.publish(assignment)
+            else:
+                self.inventory.release(node.id, attempt)
+
+        self.controller.apply(run, assigned, writes=writes, done=done)
+
+    async def lease(self, tenant: str, call: ToolCall | None) -> HttpCall | None:
+        """The request with its secrets in it, for the node's memory only. Raises: SecretUnavailable."""
+        if call is None or call.http is None:
+            return None
+        http = call.http
+        bindings = call.tool.http.secrets if call.tool.http is not None else []
+        http.secrets = []
+        for binding in bindings:
+            value = await self.broker.lease(tenant, binding.name)
+            http.secrets.append(
+                SecretLease(name=binding.name, header=binding.header, format=binding.format, value=value)
+            )
+        destination = next(
+            (question.input["destination"] for question in call.questions if "destination" in question.input), None
+        )
+        if destination is not None:
+            http.private_allowed = f"{destination['host']}:{destination['port']}" in self.private_hosts
+        return http
+
+    def _log(self, run: RunState, step: StepState, decisions: Sequence[Decision]) -> list[Write]:
+        now_ns = time.time_ns()
+        run.decisions += len(decisions)
+        run.denied += sum(1 for decision in decisions if not decision.allow)
+        return [decision_write(run.tenant, one, run.id, step.path, run.partition, now_ns) for one in decisions]
+
+    def _wait(self, run: RunState, step: StepState, reasons: list[dict[str, Any]], placement: dict[str, Any] | None) -> None:
+        self.controller.apply(run, lambda machine: machine.wait_for(step, reasons, placement))
+
+    def _park(self, run: RunState, step: StepState, unavailable: PolicyUnavailable) -> None:
+        tried = int(step.detail.get("policy_retries", 0))
+        step.detail["policy_retries"] = tried + 1
+        fix = "nothing to do: it goes on when the engine answers; `stockade doctor` shows the engine"
+        self._wait(run, step, [{"code": "policy_unavailable", "message": str(unavailable), "fix": fix}], None)
+        self.controller.again(run, step, min(POLICY_RETRY_MOST_SECONDS, POLICY_RETRY_SECONDS * 2.0 ** min(tried, 5)))
+
+    def _fail(self, run: RunState, step: StepState, error: dict[str, Any], writes: Sequence[Write] = ()) -> None:
+        self.waiting.pop((run.id, step.path), None)
+        self.controller.apply(run, lambda machine: machine.fail(step, error), writes=writes)
+
+
+def denial(decision: Decision) -> dict[str, Any]:
+    """The failure a refused step or call has: every reason, and the decision to look up."""
+    reasons = [
+        {"code": one.code, "message": one.message, "rule": one.rule, "remedy": one.remedy} for one in decision.reasons
+    ]
+    message = "; ".join(one.message for one in decision.reasons) or f"{decision.entry.value} does not allow it"
+    return error_value("policy_denied", message, decision_id=decision.id, reasons=reasons)

@@ -1,0 +1,231 @@
+"""The verbs that never leave the control plane: set, if, map, parallel, approve, wait.
+
+``ControlVerbs`` is the part of ``transitions.Machine`` that begins them and gathers what their frames gave.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from datetime import UTC, datetime
+from typing import Any
+
+from controlplane.runs.state import Frame, RunState, StepState, error_value
+from controlplane.store import canonical
+from controlplane.workflows.expressions import ExpressionFailed
+from controlplane.workflows.graph import Block
+from controlplane.workflows.quantities import parse_duration
+from controlplane.workflows.spec import Verb
+
+SECOND = 1_000_000_000
+
+
+class ControlVerbs(ABC):
+    """Begins control steps and closes their frames; the walking is the machine's."""
+
+    run: RunState
+    now_ns: int
+
+    @abstractmethod
+    def open_frame(self, frame: Frame) -> None: ...
+
+    @abstractmethod
+    def complete(self, step: StepState, output: Any) -> None: ...
+
+    @abstractmethod
+    def fail(self, step: StepState, error: dict[str, Any], *, guest: bool = True) -> None: ...
+
+    @abstractmethod
+    def touch(self, step: StepState) -> None: ...
+
+    @abstractmethod
+    def event(self, kind: str, step: StepState | None, data: dict[str, Any]) -> None: ...
+
+    @abstractmethod
+    def cancel_frame(self, frame: Frame, reason: str) -> None: ...
+
+    @abstractmethod
+    def forget(self, frame: Frame) -> None: ...
+
+    @abstractmethod
+    def wake(self, step: StepState, due_ns: int) -> None: ...
+
+    @abstractmethod
+    def close_cancelled(self, step: StepState, message: str) -> None: ...
+
+    def begin_control(self, step: StepState) -> None:
+        """Start a control step. Raises ``ExpressionFailed``."""
+        spec, scope = step.spec, step.frame.scope
+        step.status = "running"
+        if spec.verb is Verb.SET:
+            self.complete(step, spec.fields["value"].render(scope))
+        elif spec.verb is Verb.IF:
+            verdict = spec.fields["cond"].render(scope)
+            if not isinstance(verdict, bool):
+                raise ExpressionFailed(f"`if` gave {type(verdict).__name__}, not a bool", f"{spec.pointer}/if")
+            block = spec.body if verdict else spec.otherwise
+            if block is None:
+                self.complete(step, {})
+            else:
+                step.detail["branch"] = "do" if verdict else "else"
+                self._only_frame(step, block)
+        elif spec.verb is Verb.PARALLEL:
+            self._only_frame(step, spec.body)
+        elif spec.verb is Verb.MAP:
+            self._begin_map(step)
+        elif spec.verb is Verb.WAIT:
+            self._begin_wait(step)
+        else:
+            self._begin_approval(step)
+
+    def _only_frame(self, step: StepState, block: Block | None) -> None:
+        if block is None:
+            self.complete(step, {})
+            return
+        frame = Frame(block=block, prefix=f"{step.path}/", owner=step, index=-1, scope=step.frame.scope)
+        step.frames[-1] = frame
+        self.touch(step)
+        self.open_frame(frame)
+
+    def _begin_map(self, step: StepState) -> None:
+        items = step.spec.fields["over"].render(step.frame.scope)
+        if not isinstance(items, list):
+            raise ExpressionFailed(f"`over` gave {type(items).__name__}, not a list", f"{step.spec.pointer}/map/over")
+        step.items, step.results = items, [None] * len(items)
+        step.detail["items"] = len(items)
+        self.touch(step)
+        if not items:
+            self.complete(step, [])
+        else:
+            self.fill_map(step)
+
+    def fill_map(self, step: StepState) -> None:
+        """Open frames up to the map's concurrency."""
+        settings = step.spec.spec.map
+        width = 1 if settings is None else settings.concurrency
+        while step.next_item < len(step.items) and len(step.frames) < width and "failed" not in step.detail:
+            index = step.next_item
+            step.next_item += 1
+            frame = map_frame(step, index)
+            step.frames[index] = frame
+            self.open_frame(frame)
+
+    def frame_done(self, frame: Frame) -> None:
+        """All steps of a frame are at their end: pass its value or its failure up."""
+        owner = frame.owner
+        if owner is None or owner.terminal:
+            return
+        if owner.spec.verb is Verb.MAP:
+            self._map_frame_done(owner, frame)
+        elif "timed_out" in owner.detail:
+            self.fail(owner, error_value("timeout", owner.detail["timed_out"], retryable=True))
+        elif frame.failure is not None:
+            self.fail(owner, caused(frame.failure))
+        elif frame.cancelled:
+            self.close_cancelled(owner, "cancelled")
+        else:
+            self.complete(owner, frame.outputs())
+
+    def _map_frame_done(self, owner: StepState, frame: Frame) -> None:
+        owner.done_items += 1
+        settings = owner.spec.spec.map
+        tolerate = 0.0 if settings is None else settings.tolerate
+        if frame.failure is not None:
+            owner.failed_items += 1
+            owner.results[frame.index] = {"error": frame.failure}
+            if owner.failed_items > tolerate * len(owner.items) and "failed" not in owner.detail:
+                owner.detail["failed"] = frame.failure
+                self.touch(owner)
+                for other in list(owner.frames.values()):
+                    if other is not frame and other.unfinished:
+                        self.cancel_frame(other, f"{owner.path}[{frame.index}] failed")
+        elif not frame.cancelled:
+            owner.results[frame.index] = frame.outputs()
+        self.forget(frame)
+        stopping = frame.cancelled and frame.failure is None
+        if owner.terminal:
+            return
+        if "failed" not in owner.detail and "timed_out" not in owner.detail and not stopping:
+            self.fill_map(owner)
+        if owner.frames:
+            return
+        if "timed_out" in owner.detail:
+            self.fail(owner, error_value("timeout", owner.detail["timed_out"], retryable=True))
+        elif "failed" in owner.detail:
+            self.fail(owner, caused(owner.detail["failed"]))
+        elif stopping:
+            self.close_cancelled(owner, "cancelled")
+        elif owner.next_item == len(owner.items):
+            self.complete(owner, owner.results)
+
+    def _begin_wait(self, step: StepState) -> None:
+        fields, scope = step.spec.fields, step.frame.scope
+        step.status = "waiting"
+        try:
+            if "until" in fields:
+                instant = datetime.fromisoformat(str(fields["until"].render(scope)))
+                if instant.tzinfo is None:
+                    raise ValueError("an instant needs an offset, for example 2026-01-31T12:00:00Z")
+                due = int(instant.astimezone(UTC).timestamp() * SECOND)
+            else:
+                due = self.now_ns + int(parse_duration(fields["duration"].render(scope)) * SECOND)
+        except ValueError as wrong:
+            raise ExpressionFailed(str(wrong), f"{step.spec.pointer}/wait") from wrong
+        self.wake(step, max(due, self.now_ns))
+
+    def _begin_approval(self, step: StepState) -> None:
+        settings = step.spec.spec.approve
+        fields, scope = step.spec.fields, step.frame.scope
+        step.status = "waiting"
+        step.detail["ask"] = str(fields["ask"].render(scope))
+        step.detail["show"] = fields["show"].render(scope) if "show" in fields else None
+        step.detail["by"] = [] if settings is None else settings.by
+        step.detail["gates"] = {gate: gate_digest(step.frame, gate) for gate in step.spec.gates}
+        if settings is not None and settings.expires is not None:
+            self.wake(step, self.now_ns + int(settings.expires * SECOND))
+        self.touch(step)
+        asked = {name: step.detail[name] for name in ("ask", "show", "by")}
+        self.event("approval.requested", step, {**asked, "expires_ns": step.due_ns})
+
+    def decide_approval(self, step: StepState, *, approve: bool, by: str, comment: str) -> bool:
+        """A person's decision. ``False``, and the question asked anew, if what is gated has changed since."""
+        frozen = step.detail["gates"]
+        if approve and any(gate_digest(step.frame, gate) != digest for gate, digest in frozen.items()):
+            self._begin_approval(step)
+            return False
+        self.event("approval.decided", step, {"approved": approve, "by": by, "comment": comment})
+        step.detail["decided"] = {"approved": approve, "by": by, "comment": comment}
+        if approve:
+            self.complete(step, {"approved": True, "by": by, "comment": comment})
+        else:
+            self.fail(step, error_value("rejected", f"rejected by {by}" + (f": {comment}" if comment else "")))
+        return True
+
+
+def map_frame(step: StepState, index: int) -> Frame:
+    """The frame of one item."""
+    block = step.spec.body
+    assert block is not None  # noqa: S101 - a map without a body does not compile
+    scope = step.frame.scope.with_item(step.spec.as_name or "item", step.items[index], index)
+    return Frame(block=block, prefix=f"{step.path}[{index}]/", owner=step, index=index, scope=scope)
+
+
+def caused(failure: dict[str, Any]) -> dict[str, Any]:
+    """A control step's failure: the child's, named as the cause."""
+    return error_value(failure.get("type", "tool"), failure.get("message", ""), cause=failure, path=failure.get("path"))
+
+
+def gate_digest(frame: Frame, gate: str) -> str:
+    """What an approval freezes of a gated step: its definition and its inputs as they resolve now.
+
+    A field that cannot be resolved yet (it needs a step that comes after the approval) counts by its definition.
+    """
+    spec = frame.block.steps[frame.block.by_id[gate]]
+    resolved: dict[str, Any] = {}
+    for name, template in sorted(spec.fields.items()):
+        try:
+            resolved[name] = template.render(frame.scope)
+        except ExpressionFailed as failed:
+            resolved[name] = {"unresolved": str(failed)}
+    definition = spec.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return hashlib.sha256(canonical([definition, resolved]).encode()).hexdigest()

@@ -1,0 +1,247 @@
+"""Advances runs: takes events, applies transitions, commits them, and acts on what they say once it is durable.
+
+    submit/report/timer/cancel ─▶ Machine ─▶ journal ─▶ (after the commit) events, assignments, cancellations
+                                     └─▶ ready steps ─▶ Dispatcher: plan, ask policy, assign
+
+All of it runs on one event loop, so a run's state is only ever changed between two awaits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import structlog
+
+from controlplane.authorization.values import Decision
+from controlplane.nodes.inventory import Inventory
+from controlplane.runs import labels
+from controlplane.runs.hub import Hub
+from controlplane.runs.journal import Journal, JournalFailed
+from controlplane.runs.state import RunState, StepState, error_value
+from controlplane.runs.transitions import Machine, Outcome
+from controlplane.store import Write, canonical, insert, upsert
+from controlplane.tables import CallRow, DecisionRow
+from dataplane.protocol import Directive
+
+log = structlog.get_logger(__name__)
+Decided = Callable[[BaseException | None], None]
+
+
+class Controller:
+    """The open runs of this control plane."""
+
+    def __init__(self, journal: Journal, inventory: Inventory, hub: Hub) -> None:
+        self.journal = journal
+        self.inventory = inventory
+        self.hub = hub
+        self.runs: dict[str, RunState] = {}
+        self.attempts: dict[str, tuple[RunState, StepState]] = {}
+        self.ready: list[tuple[RunState, StepState]] = []
+        self.ready_event = asyncio.Event()
+        self.pinned: dict[str, dict[str, str]] = {}
+        self.reload: Callable[[str], Any] = lambda _run: None
+        self._timers: list[tuple[int, int, str, str]] = []
+        self._order = itertools.count()
+        self._timer_event = asyncio.Event()
+
+    # -- applying ---------------------------------------------------------------------------------------------------
+
+    def apply(
+        self,
+        run: RunState,
+        act: Callable[[Machine], None],
+        *,
+        writes: Sequence[Write] = (),
+        done: Decided | None = None,
+    ) -> Outcome:
+        """One transition: decide in memory now, commit in the background, act after the commit."""
+        machine = Machine(run=run, now_ns=time.time_ns())
+        machine.more.extend(writes)
+        act(machine)
+        for step in machine.dirty.values():
+            if step.status == "completed" and not step.labels:
+                step.labels = labels.of_step(step)
+        outcome = machine.outcome()
+        for step in machine.dirty.values():
+            if step.terminal and step.attempt is not None:
+                self.attempts.pop(step.attempt, None)
+        for timer in outcome.timers:
+            self._schedule(timer.due_ns, run.id, timer.path)
+        self._queue(run, outcome, done)
+        self.dispatch(run, outcome.dispatch)
+        return outcome
+
+    def dispatch(self, run: RunState, steps: Sequence[StepState]) -> None:
+        """Put ready steps in line for the dispatcher."""
+        if steps:
+            self.ready.extend((run, step) for step in steps)
+            self.ready_event.set()
+
+    def _queue(self, run: RunState, outcome: Outcome, done: Decided | None) -> None:
+        latest = run.events
+
+        def committed(error: BaseException | None) -> None:
+            if error is not None:
+                self._park(run, error)
+            else:
+                for cancel in outcome.cancels:
+                    self.tell_cancel(cancel.node, cancel.attempt, cancel.fence, cancel.reason)
+                if outcome.finished:
+                    self.runs.pop(run.id, None)
+                    self.pinned.pop(run.id, None)
+                if outcome.events:
+                    self.hub.committed(run.id, latest, outcome.finished)
+            if done is not None:
+                done(error)
+
+        if outcome.writes:
+            self.journal.append(outcome.writes, committed)
+        elif done is not None:
+            # Nothing to write, but the answer still waits for what was queued before it.
+            self.journal.append((), committed)
+
+    async def applied(self, run: RunState, act: Callable[[Machine], None], writes: Sequence[Write] = ()) -> Outcome:
+        """``apply`` and wait until it is durable. Raises ``JournalFailed``."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def done(error: BaseException | None) -> None:
+            if future.done():
+                return
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
+
+        outcome = self.apply(run, act, writes=writes, done=done)
+        await future
+        return outcome
+
+    def tell_cancel(self, node_id: str, attempt: str, fence: int, reason: str) -> None:
+        """Send a cancellation with the node's next pull."""
+        node = self.inventory.nodes.get(node_id)
+        if node is not None:
+            node.direct(Directive(kind="cancel", attempt=attempt, fence=fence, reason=reason))
+
+    def _park(self, run: RunState, error: BaseException) -> None:
+        """A transition was not stored: what memory says is ahead of the database, so take it from there again."""
+        if run.parked is None:
+            run.parked = str(error)
+            log.error("run parked", run=run.id, error=str(error))
+            self.runs.pop(run.id, None)
+            for attempt, (owner, _step) in list(self.attempts.items()):
+                if owner is run:
+                    del self.attempts[attempt]
+            self.reload(run.id)
+
+    # -- timers -----------------------------------------------------------------------------------------------------
+
+    def _schedule(self, due_ns: int, run: str, path: str) -> None:
+        heapq.heappush(self._timers, (due_ns, next(self._order), run, path))
+        self._timer_event.set()
+
+    def watch(self, run: RunState, step: StepState) -> None:
+        """After a restart: wake the step when it is due."""
+        if step.due_ns is not None:
+            self._schedule(step.due_ns, run.id, step.path)
+
+    def again(self, run: RunState, step: StepState, seconds: float) -> None:
+        """Try a parked step again after a while, without writing anything for it."""
+        self._schedule(time.time_ns() + int(seconds * 1e9), run.id, step.path)
+
+    async def run_timers(self) -> None:
+        """Fire timers for ever."""
+        while True:
+            self._timer_event.clear()
+            now = time.time_ns()
+            while self._timers and self._timers[0][0] <= now:
+                _due, _order, run_id, path = heapq.heappop(self._timers)
+                self._fire(run_id, path)
+            wait = 1.0 if not self._timers else max(0.0, min(1.0, (self._timers[0][0] - time.time_ns()) / 1e9))
+            try:
+                await asyncio.wait_for(self._timer_event.wait(), wait)
+            except TimeoutError:
+                continue
+
+    def _fire(self, run_id: str, path: str) -> None:
+        run = self.runs.get(run_id)
+        step = run.steps.get(path) if run is not None else None
+        if run is None or step is None or step.terminal:
+            return
+        if step.due_ns is not None:
+            if step.due_ns <= time.time_ns():
+                self.apply(run, lambda machine: machine.timer(step))
+        elif step.attempt is None and step.status in ("ready", "waiting"):
+            self.dispatch(run, [step])
+
+    # -- what others bring ------------------------------------------------------------------------------------------
+
+    def current(self, attempt: str, fence: int) -> tuple[RunState, StepState] | None:
+        """The step this attempt is current for; ``None``: the fence is stale."""
+        found = self.attempts.get(attempt)
+        if found is None or found[1].attempt != attempt or found[1].fence != fence or found[0].parked:
+            return None
+        return found
+
+    def node_gone(self, node_id: str, kind: str, message: str) -> None:
+        """Every attempt of a node is over: dispatch the steps again."""
+        node = self.inventory.nodes.get(node_id)
+        if node is None:
+            return
+        node.reservations.clear()
+        node.outbox.clear()
+        for attempt, (run, step) in list(self.attempts.items()):
+            if step.node == node_id and step.attempt == attempt:
+                del self.attempts[attempt]
+                self.apply(run, lambda machine, step=step: machine.lost(step, kind, message))  # type: ignore[misc]
+        self.inventory.changed.set()
+
+    def fail_step(self, run: RunState, step: StepState, kind: str, message: str) -> None:
+        """A step's failure that is not a node's report."""
+        self.apply(run, lambda machine: machine.fail(step, error_value(kind, message)))
+
+
+def decision_write(tenant: str, decision: Decision, run: str | None, path: str, partition: int, now_ns: int) -> Write:
+    """The decision log's row, for the commit of what was decided."""
+    shown = decision.to_json()
+    return insert(
+        DecisionRow,
+        {
+            "tenant": tenant,
+            "partition": partition,
+            "id": decision.id,
+            "v": 1,
+            "run": run,
+            "path": path,
+            "entry": decision.entry.value,
+            "allow": decision.allow,
+            "reasons": canonical(shown["reasons"]),
+            "obligations": canonical(shown["obligations"]),
+            "revision": decision.revision,
+            "engine": decision.engine,
+            "input_digest": decision.input_digest,
+            "input": canonical(shown["input"]),
+            "failure": decision.failure,
+            "at_ns": now_ns,
+        },
+    )
+
+
+def call_write(run: RunState, step: StepState, row: dict[str, Any]) -> Write:
+    """One effect's row as it stands; ``row`` has the columns that are not the run's or the step's."""
+    base = {
+        "tenant": run.tenant,
+        "partition": run.partition,
+        "run": run.id,
+        "v": 1,
+        "path": step.path,
+        "branch": 0,
+    }
+    return upsert(CallRow, {**base, **row})
+
+
+__all__ = ["Controller", "JournalFailed", "call_write", "decision_write"]

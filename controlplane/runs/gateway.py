@@ -1,0 +1,166 @@
+"""The control plane's side of a guest's tool calls: authorize, then record.
+
+The guest sees a result only after it is durable. Its calls are counted here, so the same call at the same place of a
+later attempt has the same key; a success of a tool with an effect is then answered from the journal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from controlplane.authorization.values import Decision, PolicyUnavailable
+from controlplane.placement.dispatcher import Dispatcher, denial
+from controlplane.runs import calls, labels
+from controlplane.runs.controller import Controller, decision_write
+from controlplane.runs.journal import JournalFailed
+from controlplane.runs.reports import tool_error
+from controlplane.runs.state import RunState, StepState
+from controlplane.runs.transitions import Machine
+from controlplane.runs.work import ToolCall, WorkRefused, call_key, tool_call
+from controlplane.secrets.broker import SecretUnavailable
+from controlplane.store import canonical
+from controlplane.tools.registry import check_output
+from dataplane.protocol import Ack, AuthorizeAnswer, AuthorizeRequest, CallResult
+
+RETRY_SECONDS = 0.5
+CALLS_MOST = 10_000
+
+
+class Gateway:
+    """Answers ``/node/v1/authorize`` and ``/node/v1/results``."""
+
+    def __init__(self, controller: Controller, dispatcher: Dispatcher) -> None:
+        self._controller = controller
+        self._dispatcher = dispatcher
+
+    async def authorize(self, node: str, requests: list[AuthorizeRequest]) -> list[AuthorizeAnswer]:
+        """One answer a request, in order. Elements of one attempt are decided one after the other."""
+        lanes: dict[str, list[int]] = {}
+        for index, request in enumerate(requests):
+            lanes.setdefault(request.attempt, []).append(index)
+        answers: dict[int, AuthorizeAnswer] = {}
+
+        async def lane(indexes: list[int]) -> None:
+            for index in indexes:
+                answers[index] = await self._authorize(node, requests[index])
+
+        async with asyncio.TaskGroup() as group:
+            for indexes in lanes.values():
+                group.create_task(lane(indexes))
+        return [answers[index] for index in range(len(requests))]
+
+    async def _authorize(self, node: str, request: AuthorizeRequest) -> AuthorizeAnswer:
+        found = self._controller.current(request.attempt, request.fence)
+        if found is None or found[1].node != node or found[1].cancelling:
+            return AuthorizeAnswer(call=request.call, stale=True)
+        run, step = found
+        if len(step.calls) >= CALLS_MOST:
+            return _refused(request, "budget", f"a step may make {CALLS_MOST} calls")
+        try:
+            call = self._call(run, step, request)
+        except WorkRefused as refused:
+            return AuthorizeAnswer(call=request.call, error=refused.error)
+        known = step.calls.get(call.key)
+        if known is not None and known.state == "recorded" and known.ok and known.effect != "none":
+            reuse = calls.reused(run, step, known, request.attempt, request.call)
+            await self._controller.applied(run, lambda machine: None, [reuse])
+            return AuthorizeAnswer(call=request.call, recorded=True, value=known.result)
+        answers = await self._dispatcher.enforcer.ask_many(call.questions)
+        if any(isinstance(answer, PolicyUnavailable) for answer in answers):
+            return AuthorizeAnswer(call=request.call, unavailable=True, retry_seconds=RETRY_SECONDS)
+        decisions = [answer for answer in answers if isinstance(answer, Decision)]
+        if self._controller.current(request.attempt, request.fence) is None:
+            return AuthorizeAnswer(call=request.call, stale=True)
+        return await self._decided(run, step, request, call, decisions)
+
+    def _call(self, run: RunState, step: StepState, request: AuthorizeRequest) -> ToolCall:
+        code = step.spec.spec.code
+        args = canonical(request.args)
+        # The same call number again is the node asking again, not the guest calling again.
+        own = next(
+            (one for one in step.calls.values() if one.attempt == request.attempt and one.number == request.call), None
+        )
+        occurrence = sum(
+            1
+            for one in step.calls.values()
+            if one.attempt == request.attempt and one.tool == request.tool and one.args == args and one is not own
+        )
+        key = own.key if own is not None and own.tool == request.tool and own.args == args else None
+        return tool_call(
+            run,
+            step,
+            request.tool,
+            request.args,
+            pinned=self._controller.pinned.get(run.id, {}),
+            tools=self._dispatcher.tools,
+            occurrence=occurrence,
+            via="guest",
+            granted=list((code.tools if code is not None else None) or ()),
+            own_key=key or call_key(run.id, step.path, request.tool, args, occurrence),
+            arg_labels=labels.join(labels.of_step(step), step.labels),
+            now_ns=time.time_ns(),
+        )
+
+    async def _decided(
+        self, run: RunState, step: StepState, request: AuthorizeRequest, call: ToolCall, decisions: list[Decision]
+    ) -> AuthorizeAnswer:
+        now_ns = time.time_ns()
+        writes = [decision_write(run.tenant, one, run.id, step.path, run.partition, now_ns) for one in decisions]
+        run.decisions += len(decisions)
+        run.denied += sum(1 for one in decisions if not one.allow)
+        refused = next((one for one in decisions if not one.allow), None)
+        if refused is not None:
+            error = denial(refused)
+            shown = {"tool": call.tool.name, "decision": refused.id, "reasons": error["reasons"]}
+            await self._controller.applied(run, lambda m: m.event("call.refused", step, shown), writes)
+            return AuthorizeAnswer(call=request.call, error=error)
+        try:
+            http = await self._dispatcher.lease(run.tenant, call)
+        except SecretUnavailable as missing:
+            return _refused(request, "policy_denied", str(missing))
+        decision = decisions[0].id
+        writes.append(calls.authorized(run, step, call, request.attempt, request.call, decision))
+        await self._controller.applied(run, lambda machine: None, writes)
+        return AuthorizeAnswer(call=request.call, allow=True, perform=call.performance(http))
+
+    async def record(self, node: str, results: list[CallResult]) -> list[Ack]:
+        """One ack a result, in order; each is durable when it is acknowledged."""
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._record(node, result)) for result in results]
+        return [task.result() for task in tasks]
+
+    async def _record(self, node: str, result: CallResult) -> Ack:
+        found = self._controller.current(result.attempt, result.fence)
+        if found is None or found[1].node != node:
+            return Ack(ok=False, stale=True, message="the fence is not current")
+        run, step = found
+        state = step.calls.get(result.key)
+        if state is None or state.attempt != result.attempt:
+            return Ack(ok=False, message="no such call was authorized for this attempt")
+        if state.state == "recorded":
+            return Ack(ok=True)
+        ok, value = result.ok, result.value
+        tool = self._dispatcher.tools.get(run.tenant, state.tool)
+        if not ok:
+            value = tool_error(result.error or {})
+        elif tool is not None and (problems := check_output(tool, value)):
+            return Ack(ok=False, message=f"{state.tool} answered with something else than it declares: {problems[0]}")
+        if tool is not None and tool.kind != "builtin":
+            step.labels = labels.join(step.labels, {"integrity": "untrusted", "sources": [state.tool]})
+        shown: dict[str, Any] = {"tool": state.tool, "ok": ok, "decision": state.decision}
+        write = calls.recorded(run, step, state, ok, value)
+
+        def act(machine: Machine) -> None:
+            machine.event("call.recorded", step, shown)
+
+        try:
+            await self._controller.applied(run, act, [write])
+        except JournalFailed:
+            return Ack(ok=False, message="not stored, send it again")
+        return Ack(ok=True)
+
+
+def _refused(request: AuthorizeRequest, kind: str, message: str) -> AuthorizeAnswer:
+    return AuthorizeAnswer(call=request.call, error={"type": kind, "message": message})

@@ -1,0 +1,84 @@
+"""Who waits for a run's events: woken after the commit, never before. Live progress is not stored."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+LIVE_RUNS = 1024
+LIVE_STEPS = 256
+
+
+class Subscription:
+    """One reader of one run."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+        self._latest = 0
+        self._ended = False
+        self._news = False
+
+    async def wait(self, after_seq: int, timeout: float) -> None:  # noqa: ASYNC109 - a bound, not a cancel scope
+        """Return when events past ``after_seq`` are durable, something live came, the run ended, or time is over."""
+        if self._latest > after_seq or self._news or self._ended:
+            self._news = False
+            return
+        self._event.clear()
+        try:
+            await asyncio.wait_for(self._event.wait(), timeout)
+        except TimeoutError:
+            return
+        self._news = False
+
+    def committed(self, latest: int, ended: bool) -> None:
+        self._latest = max(self._latest, latest)
+        self._ended = self._ended or ended
+        self._event.set()
+
+    def news(self) -> None:
+        self._news = True
+        self._event.set()
+
+
+class Hub:
+    """Subscriptions by run, and the latest progress of running steps."""
+
+    def __init__(self) -> None:
+        self._readers: dict[str, set[Subscription]] = {}
+        self._live: dict[str, dict[str, dict[str, Any]]] = {}
+
+    @asynccontextmanager
+    async def subscribe(self, run_id: str) -> AsyncIterator[Subscription]:
+        """Listen to one run."""
+        reader = Subscription()
+        self._readers.setdefault(run_id, set()).add(reader)
+        try:
+            yield reader
+        finally:
+            readers = self._readers.get(run_id, set())
+            readers.discard(reader)
+            if not readers:
+                self._readers.pop(run_id, None)
+
+    def live(self, run_id: str) -> Mapping[str, Mapping[str, Any]]:
+        """The latest progress of running steps: path -> {fraction, text, at}."""
+        return self._live.get(run_id, {})
+
+    def committed(self, run_id: str, latest: int, ended: bool) -> None:
+        """Events up to ``latest`` are durable."""
+        if ended:
+            self._live.pop(run_id, None)
+        for reader in self._readers.get(run_id, ()):
+            reader.committed(latest, ended)
+
+    def progress(self, run_id: str, path: str, progress: dict[str, Any]) -> None:
+        """Something to show now and forget."""
+        if len(self._live) >= LIVE_RUNS and run_id not in self._live:
+            self._live.pop(next(iter(self._live)))
+        steps = self._live.setdefault(run_id, {})
+        if len(steps) < LIVE_STEPS or path in steps:
+            steps[path] = progress
+        for reader in self._readers.get(run_id, ()):
+            reader.news()

@@ -1,0 +1,131 @@
+"""The questions a run puts to policy: who asks and for what is filled in here, never by a node or a guest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from controlplane.authorization.values import EntryPoint, Question
+from controlplane.runs.state import RunState
+from controlplane.tools.registry import Tool
+from controlplane.workflows.graph import Block, CompiledStep, CompiledWorkflow
+
+
+def asker(
+    *, tenant: str, principal: Mapping[str, Any], workflow: CompiledWorkflow, run: str | None, step: str | None, now_ns: int
+) -> dict[str, Any]:
+    """The part every question has."""
+    definition = workflow.definition
+    return {
+        "tenant": tenant,
+        "subject": {"id": principal["id"], "kind": principal["kind"], "scopes": list(principal["scopes"])},
+        "now_ns": now_ns,
+        "run": run,
+        "workflow": {"name": definition.name, "version": definition.version, "digest": workflow.digest},
+        "step": step,
+    }
+
+
+def _of_run(run: RunState, step: str, now_ns: int) -> dict[str, Any]:
+    return asker(
+        tenant=run.tenant, principal=run.principal, workflow=run.workflow, run=run.id, step=step, now_ns=now_ns
+    )
+
+
+def walk(block: Block) -> Iterable[CompiledStep]:
+    """Every step of a definition, outer before inner."""
+    for step in block.steps:
+        yield step
+        for below in (step.body, step.otherwise):
+            if below is not None:
+                yield from walk(below)
+
+
+def admission(
+    tenant: str, principal: Mapping[str, Any], workflow: CompiledWorkflow, run: str | None, now_ns: int
+) -> Question:
+    """``runtime.workflow``: may this definition run at all?"""
+    steps = list(walk(workflow.root))
+    tiers = {step.sandbox.tier for step in steps if step.verb == "code"}
+    most = {
+        "cpu": max((step.resources.cpu_milli / 1000 for step in steps), default=0),
+        "memory_bytes": max((step.resources.memory_bytes or 0 for step in steps), default=0),
+        "gpu": max((step.resources.gpu for step in steps), default=0),
+        "gpu_memory_bytes": max((step.resources.gpu_memory_bytes or 0 for step in steps), default=0),
+    }
+    definition = {
+        "verbs": sorted({step.verb.value for step in steps}),
+        "tools": sorted(workflow.uses_tools),
+        "secrets": sorted(workflow.uses_secrets),
+        "tiers": sorted(tiers),
+        "data": sorted(workflow.literal_data_uris),
+        "steps": len(steps),
+        "resources": most,
+    }
+    who = asker(tenant=tenant, principal=principal, workflow=workflow, run=run, step=None, now_ns=now_ns)
+    return Question(entry=EntryPoint.WORKFLOW, input={**who, "definition": definition})
+
+
+def data_question(run: RunState, step: str, uri: str, purpose: str, now_ns: int) -> Question:
+    """``runtime.data``: may this resolved address be mounted?"""
+    who = _of_run(run, step, now_ns)
+    return Question(
+        entry=EntryPoint.DATA, input={**who, "uri": uri, "data_name": urlsplit(uri).netloc, "purpose": purpose}
+    )
+
+
+def tool_questions(
+    run: RunState,
+    step: str,
+    tool: Tool,
+    args: Mapping[str, Any],
+    *,
+    labels: Mapping[str, Any],
+    granted: Iterable[str],
+    via: str,
+    tier: str | None,
+    secrets: Iterable[str],
+    destination: Mapping[str, Any] | None,
+    now_ns: int,
+) -> list[Question]:
+    """``runtime.tool``, and for an HTTP tool ``runtime.egress`` and one ``runtime.secret`` per secret it attaches."""
+    who = _of_run(run, step, now_ns)
+    named = sorted(secrets)
+    described = {
+        "name": tool.name,
+        "server": tool.name.partition(".")[0],
+        "kind": tool.kind,
+        "digest": tool.digest,
+        "effect": tool.effect,
+    }
+    question = {
+        **who,
+        "tool": described,
+        "args": {name: {"value": value, "labels": dict(labels)} for name, value in args.items()},
+        "granted": sorted(granted),
+        "via": via,
+        "sandbox": None if tier is None else {"tier": tier},
+        "secrets": named,
+    }
+    questions = [Question(entry=EntryPoint.TOOL, input=question)]
+    if destination is not None:
+        there = dict(destination)
+        hosts = {"declared_hosts": [there["host"]]}
+        questions.append(
+            Question(entry=EntryPoint.EGRESS, input={**who, "destination": there, "tool": tool.name, **hosts})
+        )
+        questions += [
+            Question(
+                entry=EntryPoint.SECRET,
+                input={
+                    **who,
+                    "secret": secret,
+                    "tool": tool.name,
+                    "destination": there,
+                    "step_secrets": named,
+                },
+            )
+            for secret in (binding.name for binding in (tool.http.secrets if tool.http else ()))
+        ]
+    return questions

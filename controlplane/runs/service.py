@@ -1,0 +1,251 @@
+"""What people do to runs: submit, validate, cancel, approve. Every change is durable when it returns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from controlplane.authorization.enforcement import Enforcer
+from controlplane.authorization.values import Decision, PolicyUnavailable, Question
+from controlplane.errors import conflict, forbidden, invalid_input, invalid_workflow, not_found, policy_denied
+from controlplane.errors import policy_unavailable as unavailable
+from controlplane.identity import Principal
+from controlplane.ids import new_id
+from controlplane.nodes.inventory import Inventory
+from controlplane.runs import questions
+from controlplane.runs.controller import Controller, decision_write
+from controlplane.runs.hub import Hub
+from controlplane.runs.state import RunState
+from controlplane.runs.transitions import Machine, event_write
+from controlplane.store import Write, canonical, insert
+from controlplane.tables import RunDefinitionRow, RunRow, partition_of
+from controlplane.tools.registry import ToolRegistry, match
+from controlplane.workflows.graph import CompiledStep, CompiledWorkflow, compile_workflow
+from controlplane.workflows.problem_values import Problem, WorkflowInvalid
+from controlplane.workflows.spec import Verb
+from scheduler.demand import DataNeed, Demand
+from scheduler.planner import plan
+
+
+class RunService:
+    """Commands on runs."""
+
+    def __init__(
+        self, controller: Controller, enforcer: Enforcer, tools: ToolRegistry, inventory: Inventory, hub: Hub
+    ) -> None:
+        self.controller = controller
+        self.enforcer = enforcer
+        self.tools = tools
+        self.inventory = inventory
+        self.hub = hub
+
+    async def submit(
+        self, principal: Principal, compiled: CompiledWorkflow, definition: dict[str, Any], input: Any, labels: Any
+    ) -> str:
+        """Admit a run; its id. Raises: ApiError invalid-workflow, invalid-input, policy-denied, policy-unavailable."""
+        self._check(principal, compiled, input)
+        run_id = new_id("run")
+        decision = await self._admit(principal, compiled, run_id)
+        if not decision.allow:
+            await self._log_refusal(principal.tenant, decision)
+            raise policy_denied(decision)
+        pinned = self._pin(principal.tenant, compiled)
+        now = time.time_ns()
+        run = RunState(
+            tenant=principal.tenant,
+            id=run_id,
+            workflow=compiled,
+            input=input,
+            principal=principal.to_json(),
+            created_ns=now,
+            labels=dict(labels or {}),
+            decisions=1,
+        )
+        writes = self._birth(run, definition, pinned, now)
+        writes.append(decision_write(run.tenant, decision, run_id, "", run.partition, now))
+        self.controller.runs[run_id] = run
+        self.controller.pinned[run_id] = pinned
+        await self.controller.journal.write(writes)
+        self.controller.apply(run, lambda machine: machine.start())
+        return run_id
+
+    def _birth(self, run: RunState, definition: dict[str, Any], pinned: Mapping[str, str], now: int) -> list[Write]:
+        run.events = 1
+        key = {"tenant": run.tenant, "partition": run.partition}
+        named = run.workflow.definition
+        head = {
+            **key,
+            "id": run.id,
+            "seq": run.seq,
+            "v": 1,
+            "status": run.status,
+            "workflow_name": named.name,
+            "workflow_version": named.version,
+            "workflow_digest": run.workflow.digest,
+            "principal": run.principal["id"],
+            "priority": 0,
+            "labels": canonical(run.labels),
+            "decisions": run.decisions,
+            "denied": run.denied,
+            "created_ns": now,
+            "updated_ns": now,
+        }
+        fixed = {
+            **key,
+            "run": run.id,
+            "v": 1,
+            "definition": canonical(definition),
+            "input": canonical(run.input),
+            "labels": "{}",
+            "tools": canonical(dict(pinned)),
+        }
+        created = {"seq": 1, "type": "run.created", "path": "", "at_ns": now, "data": {"workflow": named.name}}
+        return [insert(RunRow, head), insert(RunDefinitionRow, fixed), event_write(run, created)]
+
+    async def validate(self, principal: Principal, document: dict[str, Any], input: Any) -> dict[str, Any]:
+        """What would happen; nothing does: problems, the policy's verdict, and where each step would go now."""
+        try:
+            compiled = compile_workflow(document)
+        except WorkflowInvalid as invalid:
+            return {"valid": False, "problems": [_problem(one) for one in invalid.problems]}
+        problems = [*self._tool_problems(principal.tenant, compiled), *compiled.check_input(input)]
+        answer = (await self.enforcer.ask_many([self._question(principal, compiled, None)]))[0]
+        if isinstance(answer, PolicyUnavailable):
+            raise unavailable()
+        shown = answer.to_json()
+        decision = {"allow": answer.allow, "reasons": shown["reasons"], "revision": answer.revision}
+        return {
+            "valid": not problems and answer.allow,
+            "digest": compiled.digest,
+            "problems": [_problem(one) for one in problems],
+            "decision": decision,
+            "placements": self._placements(compiled),
+        }
+
+    def _placements(self, compiled: CompiledWorkflow) -> list[dict[str, Any]]:
+        shown = []
+        for step in questions.walk(compiled.root):
+            if step.verb not in (Verb.CODE, Verb.TOOL):
+                continue
+            demand = _demand(step)
+            found = plan(self.inventory.snapshot(sandboxes=step.verb is Verb.CODE), [demand])
+            one: dict[str, Any] = {"path": step.pointer, "id": step.id, "tier": None, "node": None, "waiting": []}
+            for placed in found.placements:
+                one |= {"tier": placed.tier, "node": placed.node, "explanation": placed.explanation.to_json()}
+            for blocked in found.waiting:
+                one |= {
+                    "waiting": [reason.to_json() for reason in blocked.reasons],
+                    "explanation": blocked.explanation.to_json(),
+                }
+            shown.append(one)
+        return shown
+
+    async def cancel(self, principal: Principal, run_id: str, reason: str) -> None:
+        """Begin to cancel; a finished run stays as it is."""
+        run = self.controller.runs.get(run_id)
+        if run is not None and run.tenant == principal.tenant:
+            await self.controller.applied(run, lambda machine: machine.cancel(reason or f"by {principal.name}"))
+
+    async def decide_approval(self, principal: Principal, run_id: str, path: str, approve: bool, comment: str) -> None:
+        """Answer a waiting approval. Raises: ApiError forbidden, conflict, not-found."""
+        run = self.controller.runs.get(run_id)
+        if run is None or run.tenant != principal.tenant:
+            raise conflict("The run is at its end; there is nothing to approve.")
+        step = run.steps.get(path)
+        if step is None or step.spec.verb is not Verb.APPROVE:
+            raise not_found("approval", path)
+        if principal.kind != "person" or "approve" not in principal.scopes:
+            raise forbidden("approve")
+        by = step.detail.get("by") or []
+        own = {f"user:{principal.name}", f"user:{principal.id}", *(f"group:{one}" for one in principal.groups)}
+        if by and not own & set(by):
+            raise forbidden("approve", f"This approval is for {', '.join(by)}.")
+        decided = step.detail.get("decided")
+        if decided is not None and decided["approved"] == approve:
+            return
+        if step.status != "waiting":
+            raise conflict(f"The approval is {step.status}; it cannot be decided any more.")
+        fresh: list[bool] = []
+
+        def act(machine: Machine) -> None:
+            fresh.append(machine.decide_approval(step, approve=approve, by=principal.name, comment=comment))
+
+        await self.controller.applied(run, act)
+        if fresh == [False]:
+            raise conflict("What you approved has changed since it was shown. Look again and approve again.")
+
+    def _check(self, principal: Principal, compiled: CompiledWorkflow, input: Any) -> None:
+        problems = self._tool_problems(principal.tenant, compiled)
+        if problems:
+            raise invalid_workflow(problems)
+        wrong = compiled.check_input(input)
+        if wrong:
+            raise invalid_input(wrong)
+
+    def _tool_problems(self, tenant: str, compiled: CompiledWorkflow) -> list[Problem]:
+        """Tools that steps name and nobody registered. Grants of code (``server.*``) may match nothing yet."""
+        return [
+            Problem(
+                pointer=f"{step.pointer}/tool",
+                message=f"there is no tool {step.spec.tool!r}",
+                hint=f"register it: stockade tool add {step.spec.tool} SPEC.json",
+                type="unknown_tool",
+            )
+            for step in questions.walk(compiled.root)
+            if step.spec.tool is not None and self.tools.get(tenant, step.spec.tool) is None
+        ]
+
+    def _pin(self, tenant: str, compiled: CompiledWorkflow) -> dict[str, str]:
+        return {tool.name: tool.digest for tool in self.tools.list(tenant) if match(compiled.uses_tools, tool.name)}
+
+    def _question(self, principal: Principal, compiled: CompiledWorkflow, run: str | None) -> Question:
+        return questions.admission(principal.tenant, principal.to_json(), compiled, run, time.time_ns())
+
+    async def _admit(self, principal: Principal, compiled: CompiledWorkflow, run: str) -> Decision:
+        (answer,) = await self.enforcer.ask_many([self._question(principal, compiled, run)])
+        if isinstance(answer, PolicyUnavailable):
+            raise unavailable()
+        return answer
+
+    async def _log_refusal(self, tenant: str, decision: Decision) -> None:
+        write = decision_write(tenant, decision, None, "", partition_of(decision.id), time.time_ns())
+        await self.controller.journal.write([write])
+
+
+def _demand(step: CompiledStep) -> Demand:
+    wanted = step.resources
+    literal = [one for name, template in step.fields.items() if name == "inputs" for one in _data(template)]
+    code = step.verb is Verb.CODE
+    return Demand(
+        id=step.pointer,
+        tier=step.sandbox.tier if code else None,
+        image=step.sandbox.image if code else None,
+        cpu_milli=wanted.cpu_milli,
+        memory_bytes=wanted.memory_bytes,
+        gpu=wanted.gpu,
+        gpu_memory_bytes=wanted.gpu_memory_bytes,
+        labels=wanted.labels,
+        inputs=tuple(DataNeed(key=name, pinned=True) for name in literal),
+        tiers_allowed=("jail",) if code and step.spec.code is not None and step.spec.code.shell is not None else (),
+    )
+
+
+def _data(template: Any) -> list[str]:
+    if not template.is_literal:
+        return []
+    value = template.render(None)
+    found = value.values() if isinstance(value, dict) else []
+    return ["data://" + one.split("/")[2] for one in found if isinstance(one, str) and one.startswith("data://")]
+
+
+def _problem(problem: Problem) -> dict[str, Any]:
+    return {
+        "pointer": problem.pointer,
+        "message": problem.message,
+        "hint": problem.hint,
+        "type": problem.type,
+        "line": problem.line,
+        "column": problem.column,
+        "excerpt": problem.excerpt,
+    }
