@@ -123,7 +123,7 @@ def test_a_file_that_only_denies_is_accepted() -> None:
 
 
 def test_a_failing_and_a_missing_test_do_not_pass(tmp_path: Path) -> None:
-    files = {"t.rego": "package a\nimport rego.v1\nb := 1\nc := 2 if input.never\n"}
+    files = {"t.rego": "package a\nimport rego.v1\nb := 1\nc := x if {\n\tx := input.never\n}\n"}
     assert not run_rule_tests(bundle_of(files, {})).passed
     files["t_test.rego"] = "package a_test\nimport rego.v1\nimport data.a\ntest_b if a.b == 2\ntest_c if a.b == 1\n"
     results = run_rule_tests(bundle_of(files, {}))
@@ -132,7 +132,7 @@ def test_a_failing_and_a_missing_test_do_not_pass(tmp_path: Path) -> None:
         ("a_test.test_c", True, "t_test.rego:5"),
     ]
     assert not results.passed
-    assert results.not_covered == ("t.rego:4",)
+    assert "t.rego:4" in results.not_covered
 
 
 def test_the_manifest_claims_the_packages_and_the_data() -> None:
