@@ -11,19 +11,28 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import anyio
+import anyio.abc
+import anyio.to_thread
 import structlog
 
 from dataplane.config import ConfigError, NodeConfig
 from dataplane.daemon import NodeDaemon
+from sandboxes.spec import Tier
 
 
 async def run_node(config: NodeConfig) -> None:
     """Serve until SIGTERM or SIGINT (drain; a second one ends at once). Raises ``ConfigError``."""
-    from sandboxes import registry
+    from sandboxes import registry  # loads the drivers found here; a double's tests need none
 
-    drivers, absent = await registry.discover(
-        config.state_dir / "images", config.state_dir / "sandboxes", config.pool_size
+    drivers, absent = await anyio.to_thread.run_sync(
+        registry.discover, config.state_dir / "images", config.state_dir / "sandboxes", config.pool_size
     )
+    jail = drivers.get(Tier.JAIL)
+    if jail is not None and (reason := await jail.probe()) is not None:
+        # wasm is not probed: its first guest needs an image, which is prepared after the node has registered
+        await jail.close()
+        del drivers[Tier.JAIL]
+        absent[Tier.JAIL] = reason
     await serve(NodeDaemon(config, drivers, absent))
 
 

@@ -80,6 +80,7 @@ class NodeDaemon:
         self._identity = stable_identity(config)
         self._boot_id = secrets.token_hex(8)
         self._heartbeat_seconds = 3.0
+        self._heartbeat_due = 0.0
         self._node = ""
         self._draining = False
         self._idle = anyio.Event()
@@ -157,7 +158,7 @@ class NodeDaemon:
         if self._draining:
             return
         self._draining = True
-        self._reports.wake()
+        self._tell_soon()
         log.info("draining", attempts=len(self._attempts))
         with anyio.move_on_after(self._config.drain_seconds if seconds is None else seconds):
             await self._until_idle()
@@ -219,12 +220,12 @@ class NodeDaemon:
 
     async def _report_lane(self) -> None:
         backoff = Backoff()
-        next_heartbeat = 0.0
         while True:
-            await self._reports.wait(max(0.0, next_heartbeat - self.lease.clock()))
+            await self._reports.wait(max(0.0, self._heartbeat_due - self.lease.clock()))
             now = self.lease.clock()
             heartbeat = None
-            if now >= next_heartbeat or self._draining:
+            if now >= self._heartbeat_due:
+                self._heartbeat_due = now + self._heartbeat_seconds
                 held = self._reports.held()
                 heartbeat = self._inventory.heartbeat(self._attempts.values(), held, draining=self._draining)
             batch = self._reports.batch()
@@ -237,7 +238,7 @@ class NodeDaemon:
             try:
                 response = await self._control_plane.pull(request)
             except (ControlPlaneUnavailable, RequestRefused, TokenRefused) as error:
-                next_heartbeat = 0.0
+                self._heartbeat_due = 0.0
                 await self._outage("report", error, backoff)
                 continue
             backoff.reset()
@@ -245,7 +246,6 @@ class NodeDaemon:
                 log.error("report given up", attempt=report.attempt, fence=report.fence)
             self._take(response)
             if heartbeat is not None:
-                next_heartbeat = now + self._heartbeat_seconds
                 if generation == self._control_plane.generation:
                     self._inventory.told(heartbeat)
                 await self._custody.renew(now)
@@ -256,6 +256,11 @@ class NodeDaemon:
         await anyio.sleep(wait)
 
     # --- what comes in
+
+    def _tell_soon(self) -> None:
+        """Let the next heartbeat go now."""
+        self._heartbeat_due = 0.0
+        self._reports.wake()
 
     def _take(self, response: PullResponse) -> None:
         for directive in response.directives:
@@ -353,7 +358,8 @@ class NodeDaemon:
             return
         try:
             await driver.prepare(image)
-        except DriverFailed as error:
+            self._tell_soon()
+        except (DriverFailed, OSError) as error:
             log.warning("image not prepared", tier=tier, image=image, error=str(error))
 
     async def _rejoin(self, generation: int) -> None:
