@@ -35,7 +35,7 @@ _GUEST_FILES = ("runner.py", "stockade_tools.py")
 _MOUNT_FLAGS = 2 | 4  # MS_NOSUID | MS_NODEV
 _DETACH = 2  # MNT_DETACH
 OWN_INODES, OWN_BYTES = 20, 256 * 1024
-"""What the box itself keeps in ``files``. The inodes are beside the guest's own; the bytes only where they are watched."""
+"""What the box itself keeps in ``files``. The inodes are beside the guest's own; the bytes only if watched."""
 
 
 @dataclass(frozen=True, kw_only=True)
