@@ -72,7 +72,23 @@ class Services:
 
 @asynccontextmanager
 async def build_services(settings: Settings) -> AsyncIterator[Services]:
-    """Open the state directory, migrate, start the journal, make the first key."""
+    """All of it: what ``open_services`` opens, and the engine."""
+    async with (
+        open_services(settings) as services,
+        engine(settings, services.store, services.journal, services.tools, services.broker) as running,
+    ):
+        services.engine = running
+        services.run_commands = running.service
+        services.inventory = running.inventory
+        services.policy_status = lambda: PolicyStatus(
+            revision=running.policy.revision, engine="regorus", healthy=bool(running.policy.pids)
+        )
+        yield services
+
+
+@asynccontextmanager
+async def open_services(settings: Settings) -> AsyncIterator[Services]:
+    """Open the state directory, migrate, start the journal, make the first key. No engine: nothing runs."""
     async with AsyncExitStack() as stack:
         store = await anyio.to_thread.run_sync(_open_store, settings)
         stack.callback(store.close)
@@ -98,15 +114,6 @@ async def build_services(settings: Settings) -> AsyncIterator[Services]:
         )
         await services.tools.load()
         await services.identities.ensure_admin_key(settings.admin_key)
-        running = await stack.enter_async_context(
-            engine(settings, store, journal, services.tools, services.broker)
-        )
-        services.engine = running
-        services.run_commands = running.service
-        services.inventory = running.inventory
-        services.policy_status = lambda: PolicyStatus(
-            revision=running.policy.revision, engine="regorus", healthy=bool(running.policy.pids)
-        )
         yield services
 
 
