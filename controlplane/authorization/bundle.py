@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,16 @@ _LONGEST_FILE_BYTES = 256 * 1024
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bundle:
-    """One policy. ``files`` are what decides, ``tests`` the ``_test.rego`` beside them; paths name them to people."""
+    """One policy. ``files`` are what decides, ``tests`` the ``_test.rego`` beside them; paths name them to people.
+
+    ``measured`` are the files whose coverage ``tests`` answer for.
+    """
 
     files: Mapping[str, str]
     tests: Mapping[str, str] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
     rules: Mapping[str, str] = field(default_factory=dict)
+    measured: frozenset[str] = frozenset()
     revision: str
 
     @property
@@ -57,7 +61,8 @@ def load_bundle(overlays: Sequence[Path] = (), *, shipped: Path = SHIPPED) -> Bu
         texts = dict(_rego(directory, wrong))
         if not position:
             platform = frozenset(texts)
-            files.update(texts)
+            # The shipped tests are about the shipped data, which an overlay changes.
+            files.update({path: text for path, text in texts.items() if not overlays or not _is_test(path)})
         else:
             # A directory may have the name of another; its files never take the other's place.
             files.update({path if path not in files else f"{position}:{path}": texts[path] for path in texts})
@@ -72,7 +77,7 @@ def bundle_of(
     files: Mapping[str, str],
     data: Mapping[str, Any],
     *,
-    platform: Collection[str] | None = None,
+    platform: frozenset[str] | None = None,
     wrong: Sequence[str] = (),
 ) -> Bundle:
     """A checked bundle from texts. The paths in ``platform`` (None: all) are the platform's, others a tenant's.
@@ -103,6 +108,9 @@ def bundle_of(
         tests={path: text for path, text in sorted(files.items()) if _is_test(path)},
         data=data,
         rules=rules,
+        measured=frozenset(
+            one for one in deciding if platform is None or platform >= files.keys() or one not in platform
+        ),
         revision=f"sha256:{hashlib.sha256(canonical).hexdigest()[:16]}",
     )
 

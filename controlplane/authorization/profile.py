@@ -39,6 +39,8 @@ def findings(path: str, tree: Node, *, is_test: bool, roots: tuple[str, ...]) ->
         elif kind in ("InterpolatedString", "TemplateString"):
             yield f"{path}:{line}: string interpolation is not portable; use sprintf."
     if not is_test:
+        if package.startswith("tenant."):
+            yield from _other_denials(path, tree)
         yield from _computed(path, tree)
         yield from _with(path, tree)
         yield from _negated(path, tree)
@@ -50,6 +52,14 @@ def _call(where: str, node: Node) -> Iterator[str]:
         yield f"{where}: {name} is refused: policy may use only its input and data. Put the value into the input."
     if name == "numbers.range" and not all("Number" in one for one in node["params"]):
         yield f"{where}: numbers.range needs literal bounds, or an input decides how long it runs."
+
+
+def _other_denials(path: str, tree: Node) -> Iterator[str]:
+    # A complete `deny` beside partial ones would contradict the file that makes it a set, or empty it.
+    for rule in tree["rules"]:
+        is_partial = "Spec" in rule and "Set" in rule["Spec"]["head"]
+        if rule_name(rule).split(".")[0] == "deny" and not is_partial:
+            yield f"{path}:{rule_line(rule)}: write `deny contains {{…}} if {{…}}`; deny is a set of reasons."
 
 
 def _computed(path: str, tree: Node) -> Iterator[str]:

@@ -29,7 +29,7 @@ class RuleTest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RuleTests:
-    """All of them. ``coverage_percent`` is over the lines of deciding files; ``not_covered`` lists ``file:line``."""
+    """All of them. Coverage is over the lines of ``Bundle.measured``; ``not_covered`` lists ``file:line``."""
 
     tests: tuple[RuleTest, ...]
     coverage_percent: float
@@ -87,7 +87,7 @@ def _with_coverage(engine: Engine, bundle: Bundle, results: tuple[RuleTest, ...]
     covered = 0
     missed: list[str] = []
     for report in json.loads(engine.get_coverage_report_as_json())["files"]:
-        if report["path"] in bundle.files:
+        if report["path"] in bundle.measured:
             covered += len(report["covered"])
             missed.extend(f"{report['path']}:{line}" for line in report["not_covered"])
     lines = covered + len(missed)

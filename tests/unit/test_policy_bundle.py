@@ -16,7 +16,7 @@ TENANT = "package tenant.tool\n\nimport rego.v1\n\n"
 
 def refused(text: str) -> str:
     with pytest.raises(PolicyInvalid) as caught:
-        bundle_of({"own/tool.rego": text}, {}, platform=())
+        bundle_of({"own/tool.rego": text}, {}, platform=frozenset())
     return "\n".join(caught.value.findings)
 
 
@@ -107,6 +107,13 @@ def test_what_is_not_portable_is_refused_with_file_and_line(body: str) -> None:
     assert refused(text).startswith("own/tool.rego:")
 
 
+@pytest.mark.parametrize(
+    "rule", ["deny := set()", "deny := []", "default deny := false", "deny.a := 1", "deny(x) := x"]
+)
+def test_a_deny_that_is_no_set_is_refused(rule: str) -> None:
+    assert "deny contains" in refused(TENANT + rule + "\n")
+
+
 def test_what_is_no_rego_is_refused_without_a_backtrace() -> None:
     finding = refused("package tenant.tool\nthis is no rego\n")
     assert finding.startswith("own/tool.rego:")
@@ -119,7 +126,7 @@ def test_another_package_is_refused() -> None:
 
 def test_a_file_that_only_denies_is_accepted() -> None:
     text = TENANT + 'deny contains {"code": "night", "message": "m"} if {\n\tnot input.tenant == "day"\n}\n'
-    assert bundle_of({"own/tool.rego": text}, {}, platform=()).rules == {"night": "own/tool.rego:5"}
+    assert bundle_of({"own/tool.rego": text}, {}, platform=frozenset()).rules == {"night": "own/tool.rego:5"}
 
 
 def test_a_failing_and_a_missing_test_do_not_pass(tmp_path: Path) -> None:
@@ -138,3 +145,16 @@ def test_a_failing_and_a_missing_test_do_not_pass(tmp_path: Path) -> None:
 def test_the_manifest_claims_the_packages_and_the_data() -> None:
     roots = set(json.loads((SHIPPED / ".manifest").read_text())["roots"])
     assert roots == {"runtime", "tenant", "lib", "tenants"}
+
+
+def test_an_overlay_is_tested_and_measured_alone(tmp_path: Path) -> None:
+    """An overlay that narrows the data made the shipped tests fail, which were not its own."""
+    (tmp_path / "data.json").write_text('{"tenants": {"default": {"tools": {"*": false}, "verbs": {"code": false}}}}')
+    (tmp_path / "tool.rego").write_text(TENANT + 'deny contains {"code": "a", "message": "m"} if {\n\tinput.x\n}\n')
+    (tmp_path / "tool_test.rego").write_text(
+        "package tenant.tool_test\nimport rego.v1\nimport data.tenant.tool\n"
+        'test_a if count(tool.deny) == 1 with input as {"x": true}\n'
+    )
+    results = run_rule_tests(load_bundle([tmp_path]))
+    assert [one.name for one in results.tests] == ["tenant.tool_test.test_a"]
+    assert (results.passed, results.coverage_percent) == (True, 100.0)
