@@ -27,7 +27,7 @@ FRAME_QUESTIONS = 16
 _LOOK_SECONDS = 0.005
 _SUSPECT_SECONDS = 0.010
 # A suspect is killed at the deadline; this is how much later its question is given up, and still < 250 ms.
-_GRACE_SECONDS = 0.025
+_GRACE_SECONDS = 0.010
 _START_SECONDS = 10.0
 _RETRY_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0)
 _RULES = [f"data.{entry.value}.decision" for entry in EntryPoint]
@@ -77,7 +77,7 @@ class EmbeddedEngine:
         self._failures = 0
         self._trouble = "no worker has started"
         self._is_open = False
-        self._first_ready: asyncio.Event = asyncio.Event()
+        self._full_strength: asyncio.Event = asyncio.Event()
 
     @property
     def revision(self) -> str:
@@ -90,21 +90,21 @@ class EmbeddedEngine:
         return [worker.pid for worker in self._workers()]
 
     async def start(self) -> None:
-        """Start the workers and wait for the first. Raises: PolicyUnavailable after 10 s without one, or if a
-        worker refuses the bundle; it goes on trying until ``close``."""
+        """Start the workers and wait for them and the spare. Raises: PolicyUnavailable when they do not come within
+        10 s or five attempts failed, as with a bundle they refuse; it goes on trying until ``close``."""
         self._is_open = True
         self._fill()
         waited = asyncio.get_running_loop().time() + _START_SECONDS
-        while not self._first_ready.is_set():
+        while not self._full_strength.is_set():
             try:
                 async with asyncio.timeout(0.05):
-                    await self._first_ready.wait()
+                    await self._full_strength.wait()
             except TimeoutError:
                 if self._failures >= len(_RETRY_SECONDS) or asyncio.get_running_loop().time() > waited:
                     raise PolicyUnavailable(f"No policy worker started: {self._trouble}.") from None
 
     async def decide(self, questions: Sequence[Question]) -> list[Answer]:
-        """See the port. Bounded by the deadline and 25 ms."""
+        """See the port. Bounded by the deadline and 10 ms."""
         if not questions:
             return []
         loop = asyncio.get_running_loop()
@@ -146,7 +146,8 @@ class EmbeddedEngine:
         self._starting.remove(worker)
         self._spares.append(worker)
         self._failures = 0
-        self._first_ready.set()
+        if len(self._active) + len(self._spares) > self._wanted:
+            self._full_strength.set()
         self._promote()
 
     def answered(self, worker: WorkerProcess, questions: Sequence[Asked], answers: Sequence[tuple[bool, Any]]) -> None:

@@ -20,7 +20,7 @@ from controlplane.authorization.engine import PolicyEngine
 from controlplane.authorization.schemas import problem_with
 from controlplane.authorization.values import Decision, EntryPoint, Failure, PolicyUnavailable, Question, Reason
 
-WITHIN_SECONDS = 0.24
+WITHIN_SECONDS = 0.23
 # What a rule can read within its time; a longer argument belongs in an artifact.
 LONGEST_INPUT_BYTES = 1 << 20
 _ENFORCER = "enforcer"

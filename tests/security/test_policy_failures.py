@@ -131,15 +131,14 @@ async def test_a_rule_that_contradicts_itself_denies_and_names_the_place(enforce
 async def test_a_runaway_rule_does_not_move_the_latency_of_others(enforcer: Enforcer) -> None:
     """Others are answered while the runaway is still in its worker: none waits for its 200 ms."""
     slowest = 0.0
-    for _ in range(3):
-        async with anyio.create_task_group() as group:
-            group.start_soon(enforcer.ask_many, [question(step="runaway")])
-            await asyncio.sleep(0)
-            until = time.perf_counter() + 0.15
-            while time.perf_counter() < until:
-                begun = time.perf_counter()
-                assert (await enforcer.ask(ALLOW)).allow
-                slowest = max(slowest, time.perf_counter() - begun)
+    async with anyio.create_task_group() as group:
+        group.start_soon(enforcer.ask_many, [question(step="runaway")])
+        await asyncio.sleep(0)
+        until = time.perf_counter() + 0.15
+        while time.perf_counter() < until:
+            begun = time.perf_counter()
+            assert (await enforcer.ask(ALLOW)).allow
+            slowest = max(slowest, time.perf_counter() - begun)
     assert slowest < 0.1
 
 
