@@ -8,6 +8,8 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from controlplane.openapi_examples import EXAMPLES, LISTS, OBJECTS, page_schema, schema_of
+
 _PUBLIC = frozenset({"/healthz", "/readyz", "/schema/workflow.json", "/problems/{slug}"})
 _PROBLEM: dict[str, Any] = {
     "type": "object",
@@ -80,6 +82,7 @@ def _described(app: FastAPI) -> dict[str, Any]:
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
     schemas["Problem"] = _PROBLEM
+    schemas.update({name: schema_of(example) for name, example in EXAMPLES.items()})
     components["securitySchemes"] = {
         "bearer": {"type": "http", "scheme": "bearer"},
         "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
@@ -93,6 +96,20 @@ def _described(app: FastAPI) -> dict[str, Any]:
             }
             if path not in _PUBLIC:
                 operation["security"] = [{"bearer": []}, {"key": []}]
-            if method == "post":
+            _answer(method, path, operation["responses"])
+            if method == "post" and "application/octet-stream" not in operation.get("requestBody", {}).get(
+                "content", {}
+            ):
                 operation.setdefault("parameters", []).append(_IDEMPOTENCY)
     return schema
+
+
+def _answer(method: str, path: str, responses: dict[str, Any]) -> None:
+    shape: dict[str, Any] | None = None
+    if method == "get" and path in LISTS:
+        shape = page_schema(LISTS[path])
+    elif (method, path) in OBJECTS:
+        shape = {"$ref": f"#/components/schemas/{OBJECTS[method, path]}"}
+    if shape is not None:
+        success = next(response for status, response in responses.items() if status.startswith("2"))
+        success["content"]["application/json"] = {"schema": shape}

@@ -15,8 +15,8 @@ from controlplane.artifacts.artifacts import Artifacts
 from controlplane.artifacts.blobs import FileBlobs
 from controlplane.artifacts.output_log import OutputLog
 from controlplane.config import Settings
-from controlplane.errors import not_yet
 from controlplane.engine import Engine, engine
+from controlplane.errors import not_yet
 from controlplane.idempotency import Idempotency
 from controlplane.identity import Identities
 from controlplane.runs.definitions import Definitions

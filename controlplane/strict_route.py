@@ -40,6 +40,8 @@ class StrictRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         original = super().get_route_handler()
         required = self.body_field is not None and self.body_field.field_info.is_required()
+        # Uploads are streamed past us; sending one again is harmless, for equal bytes are stored once.
+        streamed = "requestBody" in (self.openapi_extra or {})
         known = frozenset(field.alias for field in self.dependant.query_params)
 
         async def handler(request: Request) -> Response:
@@ -56,7 +58,7 @@ class StrictRoute(APIRoute):
                     digest = hashlib.sha256(canonical(parsed.document).encode()).hexdigest()
                 request = parsed
             key = request.headers.get("idempotency-key")
-            if request.method != "POST" or key is None or principal is None:
+            if request.method != "POST" or key is None or principal is None or streamed:
                 return await original(request)
             identity = f"POST {request.url.path}?{request.url.query} {digest}"
             idempotency: Idempotency = request.app.state.services.idempotency

@@ -16,6 +16,7 @@ from controlplane.config import Settings
 from controlplane.identity import Principal
 from controlplane.ids import new_id
 from controlplane.openapi import as_text
+from controlplane.openapi_examples import EXAMPLES
 from controlplane.runs.journal import Journal
 from controlplane.services import Services, open_services
 from controlplane.store import canonical, upsert
@@ -363,6 +364,29 @@ def test_status_health_and_documents_answer(client: TestClient) -> None:
     problem(client.get("/problems/none"), 404, "not-found")
     token = client.post("/v1/nodes/join-tokens")
     assert (token.status_code, token.json()["token"][:3]) == (201, "sj_")
+
+
+def test_answers_have_the_members_that_the_description_shows(client: TestClient) -> None:
+    run = submit(client)
+    step = client.get(f"/v1/runs/{run}/steps/a").json()
+    event = client.get(f"/v1/runs/{run}/events").json()["data"][0]
+    artifact = client.post("/v1/artifacts", params={"name": "n"}, content=b"").json()
+    workflow = client.post("/v1/workflows", json={"definition": WORKFLOW}).json()
+    client.put("/v1/secrets/x", json={"value": "v"})
+    shown = {
+        "Run": client.get(f"/v1/runs/{run}").json(),
+        "Step": step,
+        "Event": event,
+        "Artifact": artifact,
+        "Workflow": workflow,
+        "SecretName": client.get("/v1/secrets").json()["data"][0],
+        "Key": client.get("/v1/keys").json()["data"][0],
+        "Principal": client.get("/v1/whoami").json(),
+        "Status": client.get("/v1/status").json(),
+        "JoinToken": client.post("/v1/nodes/join-tokens").json(),
+    }
+    assert {name: set(value) for name, value in shown.items()} == {name: set(EXAMPLES[name]) for name in shown}
+    assert set(client.get("/v1/tools/builtin.noop").json()) >= set(EXAMPLES["Tool"])
 
 
 def test_an_engineless_process_says_so(settings: Settings) -> None:
