@@ -34,7 +34,7 @@ class WasmDriver:
     """
 
     tier = Tier.WASM
-    features = frozenset({Feature.PYTHON, Feature.FUEL, Feature.FREEZE, Feature.SYMLINKS})
+    features = frozenset({Feature.PYTHON, Feature.FUEL, Feature.FREEZE})
 
     def __init__(
         self, *, cache_dir: Path, state_dir: Path, pool_size: int = 2, strength: Strength | None = None
@@ -45,6 +45,7 @@ class WasmDriver:
         self._pool_size = pool_size
         self._pools: dict[tuple[str, bool], Pool] = {}
         self._live: dict[str, WasmSandbox] = {}
+        self._labels: set[str] = set()
         self._walls = _walls(strength)
         self.strength = Strength.FULL if self._walls.hierarchy is not None else Strength.USER
 
@@ -83,6 +84,17 @@ class WasmDriver:
     async def _open(self, spec: SandboxSpec, label: str) -> AsyncIterator[Sandbox]:
         if spec.tier is not Tier.WASM:
             raise DriverFailed(f"the wasm driver was asked for tier {spec.tier}")
+        if label in self._labels:
+            raise DriverFailed(f"a sandbox with the label {label!r} is open; labels are unique on a host")
+        self._labels.add(label)
+        try:
+            async with self._claimed(spec, label) as sandbox:
+                yield sandbox
+        finally:
+            self._labels.discard(label)
+
+    @asynccontextmanager
+    async def _claimed(self, spec: SandboxSpec, label: str) -> AsyncIterator[Sandbox]:
         pool = await self._pool(spec.image, fuel=spec.limits.fuel is not None)
         sandbox = WasmSandbox(spec=spec, label=label, pool=pool)
         try:

@@ -27,6 +27,7 @@ from sandboxes.hostfiles import remove_tree
 from sandboxes.jail.cgroups import Group, Hierarchy
 from sandboxes.jail.processes import start_time
 from sandboxes.spec import MIB, Limits
+from sandboxes.wasm.tmpfs import bound_tmpfs, detach, mount_tmpfs
 
 _CODE_ROOT = Path(sandboxes.__file__).resolve().parent.parent
 _BOOT = "import sys; sys.path.insert(0, {root!r}); from sandboxes.wasm.worker import main; main()"
@@ -53,6 +54,8 @@ class WorkerProcess:
     def __init__(self, *, folder: Path, process: subprocess.Popen[bytes], group: Group | None) -> None:
         self.folder = folder
         self.root = folder / "root"
+        self.outputs = self.root / "rw" / "outputs"
+        self.scratch = self.root / "rw" / "tmp"
         self.group = group
         self._process = process
         self.control: socket.socket
@@ -72,7 +75,10 @@ class WorkerProcess:
     def apply(self, limits: Limits) -> None:
         """Give the control group the claim's own bounds."""
         if self.group is not None:
-            self.group.create(replace(limits, memory_bytes=limits.memory_bytes + WORKER_OVERHEAD_BYTES))
+            # The guest's files are memory too: its file system is charged to whoever writes.
+            memory = limits.memory_bytes + limits.disk_bytes + WORKER_OVERHEAD_BYTES
+            self.group.create(replace(limits, memory_bytes=memory))
+            bound_tmpfs(self.root / "rw", limits)
 
     def signal(self, number: signal.Signals) -> None:
         """To the whole process group; a dead one is no error."""
@@ -122,6 +128,7 @@ class WorkerProcess:
     def destroy(self) -> None:
         """``end_process`` and the folder. Blocks. Idempotent."""
         self.end_process()
+        detach(self.root / "rw")
         remove_tree(self.folder)
 
 
@@ -132,10 +139,14 @@ def spawn(state_dir: Path, module: Path, *, fuel: bool, walls: Walls) -> WorkerP
     root = folder / "root"
     uid = _FIRST_UID + secrets.randbelow(_UIDS) if walls.own_uid else None
     folder.mkdir(mode=0o711, parents=True)
-    for part in ("", "inputs", "outputs", "tmp"):
+    for part in ("", "inputs", "rw"):
         (root / part).mkdir()
-        if uid is not None and part in ("outputs", "tmp"):
-            os.chown(root / part, uid, uid)
+    if walls.hierarchy is not None:
+        mount_tmpfs(root / "rw")
+    for part in ("outputs", "tmp"):
+        (root / "rw" / part).mkdir()
+        if uid is not None:
+            os.chown(root / "rw" / part, uid, uid)
     (root / "stdin").touch(mode=0o644)
     group = None
     control, worker_control = socket.socketpair()
@@ -178,6 +189,7 @@ def spawn(state_dir: Path, module: Path, *, fuel: bool, walls: Walls) -> WorkerP
         os.close(stderr_fd)
         if group is not None:
             group.remove()
+        detach(root / "rw")
         remove_tree(folder)
         raise DriverFailed(f"no worker process could be started: {error}") from error
     finally:

@@ -11,6 +11,7 @@ from typing import Any
 
 from sandboxes.hostfiles import remove_tree
 from sandboxes.jail.processes import start_time
+from sandboxes.wasm.tmpfs import detach
 
 
 def leftovers(state_dir: Path, keep: frozenset[str], spare: frozenset[str]) -> list[str]:
@@ -31,6 +32,7 @@ def leftovers(state_dir: Path, keep: frozenset[str], spare: frozenset[str]) -> l
         if _alive(record.get("pid"), record.get("start")):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(record["pid"], signal.SIGKILL)
+        detach(folder / "root" / "rw")
         remove_tree(folder)
         if label:
             labels.append(label)

@@ -113,7 +113,7 @@ class Execution:
                 await loop.sock_sendall(self._worker.channel, frames.answer_frame(call.call_id, answer))
 
     async def _watch_disk(self) -> None:
-        outputs, scratch = self._worker.root / "outputs", self._worker.root / "tmp"
+        outputs, scratch = self._worker.outputs, self._worker.scratch
         while True:
             sizes = await asyncio.to_thread(lambda: (usage(outputs), usage(scratch)))
             size, inodes = (sum(column) for column in zip(*sizes, strict=True))

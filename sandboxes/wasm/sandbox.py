@@ -11,13 +11,11 @@ from pathlib import Path
 from sandboxes.driver import FileInfo
 from sandboxes.errors import DriverFailed, SandboxClosed
 from sandboxes.execution import Command, Event, Exited, ExitReason, ToolHandler, no_tools
-from sandboxes.hostfiles import list_outputs, read_output, remove_tree
+from sandboxes.hostfiles import list_outputs, read_output
 from sandboxes.spec import Mount, SandboxSpec
 from sandboxes.wasm.launch import WorkerProcess
 from sandboxes.wasm.pool import Pool
 from sandboxes.wasm.running import Execution
-
-_PARTS = ("inputs", "outputs", "tmp")
 
 
 class WasmSandbox:
@@ -77,11 +75,11 @@ class WasmSandbox:
 
     async def outputs(self) -> tuple[FileInfo, ...]:
         """See the port."""
-        return await asyncio.to_thread(list_outputs, self._live().root / "outputs")
+        return await asyncio.to_thread(list_outputs, self._live().outputs)
 
     async def read_output(self, path: str) -> bytes:
         """See the port."""
-        return await asyncio.to_thread(read_output, self._live().root / "outputs", path)
+        return await asyncio.to_thread(read_output, self._live().outputs, path)
 
     async def freeze(self) -> None:
         """See the port."""
@@ -137,12 +135,13 @@ def _copy_mounts(mounts: tuple[Mount, ...], inputs: Path) -> None:
 
 def _move_files(old: WorkerProcess, new: WorkerProcess) -> None:
     """Hand the files of a finished guest to the next worker, whose uid becomes their owner."""
-    for part in _PARTS:
-        owner = (new.root / part).stat()
-        for entry in os.scandir(old.root / part):
-            (old.root / part / entry.name).rename(new.root / part / entry.name)
-        if os.geteuid() == 0 and part != "inputs":
-            for _, folders, files, fd in os.fwalk(new.root / part):
+    pairs = ((old.root / "inputs", new.root / "inputs"), (old.outputs, new.outputs), (old.scratch, new.scratch))
+    for source, target in pairs:
+        owner = target.stat()
+        for entry in list(os.scandir(source)):
+            shutil.move(source / entry.name, target / entry.name)  # keeps links as links
+        if os.geteuid() == 0:
+            for _, folders, files, fd in os.fwalk(target):
                 for name in (*folders, *files):
                     os.chown(name, owner.st_uid, owner.st_gid, dir_fd=fd, follow_symlinks=False)
-    remove_tree(old.folder)
+    old.destroy()

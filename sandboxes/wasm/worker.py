@@ -93,12 +93,12 @@ class Worker:
         root = self._setup["root"]
         wasi = wasmtime.WasiConfig()
         wasi.argv = ["python", "-I", "-X", "utf8", "/stockade/runner.py", "socket", str(CHANNEL_FD)]
-        wasi.stdin_file = f"{root}/stdin"
+        wasi.inherit_stdin()
         wasi.inherit_stdout()
         wasi.inherit_stderr()
         wasi.preopen_dir(f"{root}/inputs", "/inputs", False)
-        wasi.preopen_dir(f"{root}/outputs", "/outputs", True)
-        wasi.preopen_dir(f"{root}/tmp", "/tmp", True)  # noqa: S108  (the guest's own)
+        wasi.preopen_dir(f"{root}/rw/outputs", "/outputs", True)
+        wasi.preopen_dir(f"{root}/rw/tmp", "/tmp", True)  # noqa: S108  (the guest's own)
         wasi.preopen_dir(self._setup["guest"], "/stockade", False)
         return wasi
 
@@ -149,9 +149,10 @@ class Worker:
                 os._exit(0)
             line += piece
         limits: dict[str, Any] = json.loads(line)
+        os.dup2(os.open(f"{self._setup['root']}/stdin", os.O_RDONLY | os.O_CLOEXEC), 0)  # filled by now
         own_files = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 64  # noqa: PTH112, PTH208
         _lower(resource.RLIMIT_FSIZE, limits["file_bytes"])
-        _lower(resource.RLIMIT_NOFILE, limits["open_files"] + own_files)
+        _lower(resource.RLIMIT_NOFILE, limits["open_files"] + own_files - 2)
         if limits["fuel"] is not None:
             self._store.set_fuel(limits["fuel"])
         self._limits = limits
