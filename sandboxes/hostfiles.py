@@ -108,6 +108,8 @@ def remove_tree(root: Path) -> None:
                 for child in _empty(below):
                     moved += 1
                     lifted = f"{unique}-{moved}"
+                    with contextlib.suppress(OSError):  # without write permission of its own it cannot be moved
+                        os.chmod(child, 0o700, dir_fd=below)
                     os.rename(child, lifted, src_dir_fd=below, dst_dir_fd=top)
                     queue.append(lifted)
             finally:

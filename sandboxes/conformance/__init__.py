@@ -12,9 +12,11 @@
     results.py    strict JSON                          channel.py    tools, progress, hostile frames
     control.py    cancel, freeze, reap, destruction
 
-Bounds: strength ``full`` and tier ``wasm`` never let a guest past a memory, pids or disk limit. Strength ``user``
-looks every 50 ms: resident memory and files may pass their limit for that long, then the guest is killed; one
+Bounds. ``jail`` in strength ``full``: the kernel never lets a guest past memory, pids or disk. ``jail`` in strength
+``user`` looks every 50 ms: resident memory and files may pass their limit for that long, then the guest is killed; one
 process reserves at most twice its memory limit, one file never passes ``file_bytes``, processes never pass ``pids``.
+``wasm``: memory is bounded by the engine, files by a look as in ``user``. The suite allows twice ``disk_bytes`` where
+it is looked at.
 """
 
 from __future__ import annotations

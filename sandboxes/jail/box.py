@@ -139,7 +139,7 @@ def _fill(box: Box) -> None:
 
 
 def reopen(box: Box) -> None:
-    """Undo what the last command did to the permissions of its two folders: bubblewrap enters /tmp without rights."""
+    """Undo what a command did to the permissions of its two folders: bubblewrap enters, and the host reads, them."""
     for place in (box.files / "tmp", box.outputs):
         place.chmod(0o711)
 

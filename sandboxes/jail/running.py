@@ -230,6 +230,7 @@ class Run:
                 await asyncio.get_running_loop().sock_sendall(self._alive.channel, data)
 
     def _judge(self, code: int | None) -> Verdict | None:
+        reopen(self._box)
         group = self._box.group
         cause = self._cause
         if cause is None and self._box.strength is Strength.USER and self._disk_is_over():

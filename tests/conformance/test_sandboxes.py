@@ -5,13 +5,11 @@ A tier this host has not is skipped with its probe's reason; if STOCKADE_REQUIRE
 
 from __future__ import annotations
 
-import importlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import cast
 
 import anyio
 import pytest
@@ -21,13 +19,13 @@ from sandboxes.driver import Driver, Feature
 from sandboxes.jail.driver import JailDriver
 from sandboxes.spec import Strength
 from sandboxes.testing import FakeDriver, program_key
+from sandboxes.wasm.driver import WasmDriver
 
 REQUIRED = {name for name in os.environ.get("STOCKADE_REQUIRE", "").split(",") if name}
 
 
 def _wasm(folder: Path) -> Driver:
-    module = importlib.import_module("sandboxes.wasm.driver")
-    return cast(Driver, module.WasmDriver(folder))
+    return WasmDriver(cache_dir=folder / "cache", state_dir=folder, pool_size=0)
 
 
 DRIVERS: dict[str, tuple[str, Callable[[Path], Driver]]] = {
@@ -47,21 +45,32 @@ def state_dir() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-@pytest.fixture(scope="module", params=DRIVERS)
-def driver(request: pytest.FixtureRequest, state_dir: Path) -> Iterator[Driver]:
-    component, make = DRIVERS[request.param]
+async def _reason(make: Callable[[Path], Driver], folder: Path) -> str | None:
+    made = make(folder)
     try:
-        made = make(state_dir / request.param)
-        reason = anyio.run(made.probe)
-    except ModuleNotFoundError as error:
-        made, reason = None, str(error)
-    if made is None or reason is not None:
+        return await made.probe()
+    finally:
+        await made.close()
+
+
+@pytest.fixture(scope="module", params=DRIVERS)
+def tier(request: pytest.FixtureRequest, state_dir: Path) -> Callable[[], Driver]:
+    """Makes one tier's driver; probed once, since each test's event loop wants a driver of its own."""
+    component, make = DRIVERS[request.param]
+    folder = state_dir / request.param
+    if reason := anyio.run(_reason, make, folder):
         needs_root = request.param == "jail-full" and os.geteuid() != 0
         if component in REQUIRED and not needs_root:
             pytest.fail(f"{request.param} is required and absent: {reason}")
         pytest.skip(f"{request.param}: {reason}")
+    return lambda: make(folder)
+
+
+@pytest.fixture
+async def driver(tier: Callable[[], Driver]) -> AsyncIterator[Driver]:
+    made = tier()
     yield made
-    anyio.run(made.close)
+    await made.close()
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)

@@ -140,6 +140,11 @@ async def test_a_guest_cannot_spoil_the_next_command(driver: JailDriver) -> None
     assert (second.stdout, second.end.code, second.end.has_result) == (b"ok\n", 0, False)
 
 
+async def test_folders_without_permissions_are_removed_too(driver: JailDriver, state_dir: Path) -> None:
+    await run(driver, Command(language="shell", source="mkdir -p /outputs/a/b/c; chmod 0 /outputs/a/b/c /outputs/a/b"))
+    assert names(state_dir / "jail") == []
+
+
 async def test_a_label_cannot_name_a_path(driver: JailDriver, state_dir: Path) -> None:
     async with driver.open(SPEC, "../../escape/\0") as box:
         outcome = await collect(box.execute(Command(language="shell", source="echo in")))
@@ -157,7 +162,8 @@ async def test_setuid_programs_give_nothing(driver: JailDriver) -> None:
 
 async def test_a_killed_node_leaves_no_process_and_reap_removes_the_rest(driver: JailDriver, state_dir: Path) -> None:
     words = [sys.executable, "-c", CRASH, str(state_dir / "jail"), driver.strength]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(Path.cwd())}) as node:  # noqa: ASYNC220
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, env=env) as node:  # noqa: ASYNC220
         assert node.stdout is not None
         await anyio.to_thread.run_sync(node.stdout.readline)
         pids = await anyio.to_thread.run_sync(processes.tree, node.pid)
