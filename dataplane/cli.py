@@ -25,7 +25,10 @@ async def run_node(config: NodeConfig) -> None:
     from sandboxes import registry  # loads the drivers found here; a double's tests need none
 
     drivers, absent = await anyio.to_thread.run_sync(
-        registry.discover, config.state_dir / "images", config.state_dir / "sandboxes", config.pool_size
+        registry.discover,
+        config.cache_dir or config.state_dir / "images",
+        config.state_dir / "sandboxes",
+        config.pool_size,
     )
     jail = drivers.get(Tier.JAIL)
     if jail is not None and (reason := await jail.probe()) is not None:

@@ -30,6 +30,8 @@ class NodeConfig:
 
     url: str
     state_dir: Path
+    cache_dir: Path | None = None
+    """Prepared images, which nodes of one user can share; default: ``images`` in the state directory."""
     join_token: str | None = None
     join_token_file: Path | None = None
     name: str = field(default_factory=socket.gethostname)

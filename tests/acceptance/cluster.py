@@ -100,7 +100,7 @@ class Cluster:
             cache = ["--cache-dir", str(self._cache_dir)] if self._cache_dir else []
             self._node_arguments[name] = [
                 *("--url", self.url, "--name", name, "--state-dir", str(state), *cache),
-                *("--join-token-file", str(self.folder / "control" / "join.token")),
+                *("--join-token-file", str(self._join_token(name))),
                 *(part for key, path in (data or {}).items() for part in ("--data", f"{key}={path}")),
             ]
         command = [sys.executable, "-m", "stockade.cli.main", "node", *self._node_arguments[name]]
@@ -160,6 +160,13 @@ class Cluster:
             return subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=self.folder
             )
+
+    def _join_token(self, name: str) -> Path:
+        path = self.folder / f"{name}.join"
+        with self.client() as client:
+            path.write_text(client.join_token().token)
+        path.chmod(0o600)
+        return path
 
     def _answers(self, process: subprocess.Popen[bytes]) -> bool:
         if process.poll() is not None:

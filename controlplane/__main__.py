@@ -1,0 +1,34 @@
+"""``python -m controlplane``: the control plane as a process, set by ``STOCKADE_*`` variables (``config.py``)."""
+
+from __future__ import annotations
+
+import uvicorn
+
+from controlplane.app import create_app
+from controlplane.config import Settings
+
+KEEP_ALIVE_SECONDS = 75
+STOP_SECONDS = 10
+
+
+def main() -> None:
+    """Serve until SIGTERM or SIGINT."""
+    settings = Settings()
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        # Open event streams and long polls end here; whoever held them comes back and resumes.
+        timeout_graceful_shutdown=STOP_SECONDS,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,17 @@
+"""The ``stockade`` command: ``stockade <noun> <verb> [NAME] [flags]``, and shortcuts without a noun.
+
+main.py        the entry point; answers --version before anything heavy is imported
+app.py         the tree of commands; each command's module is imported when it runs
+exits.py       exit codes, and an error as four lines: what, where, why, fix
+contexts.py    which server and key: flag > environment > context file > default
+output.py      -o table|wide|json|jsonl|yaml|name
+inputs.py      --input, workflow files, @last and unique prefixes
+runs.py        run, validate, ps, logs, cancel, approve, reject
+tree.py        the live tree of a run
+watching.py    follows a run and keeps the tree current
+resources.py   nodes, secrets, tools, workflows, artifacts, decisions
+policies.py    policy test and check
+up.py          one machine: control plane and node, supervised
+node.py        a node daemon in this process
+doctor.py      what this host can do, with a FIX line for what it cannot
+"""

@@ -1,0 +1,63 @@
+"""``stockade node``: a node daemon in this process."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from stockade.cli import contexts, inputs, places
+from stockade.cli.exits import Exit, Refusal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What was typed; None and empty mean "find out"."""
+
+    url: str | None
+    join: str | None
+    join_token_file: Path | None
+    name: str | None
+    data: tuple[str, ...]
+    labels: tuple[str, ...]
+    slots: int | None
+    state_dir: Path | None
+    cache_dir: Path | None
+    ca_file: Path | None
+
+
+def serve(options: Options) -> int:
+    """Run the node until it is told to end; the exit code."""
+    try:
+        import anyio
+
+        from dataplane.cli import configure_logs, run_node
+        from dataplane.config import ConfigError, NodeConfig
+    except ImportError as error:
+        raise Refusal(
+            Exit.USAGE, "this installation cannot run a node", why=str(error), fix="pip install 'stockade[node]'"
+        ) from None
+    url = options.url or contexts.resolve(None, None).url
+    token = sys.stdin.readline().strip() if options.join == "-" else options.join
+    configure_logs()
+    # An attempt to keep: nothing a guest's host process inherits may hold a key.
+    os.environ.pop("STOCKADE_API_KEY", None)
+    try:
+        config = NodeConfig(
+            url=url,
+            name=options.name or socket.gethostname(),
+            state_dir=places.state_dir(options.state_dir) / ("" if options.state_dir else "node"),
+            cache_dir=places.image_cache(options.cache_dir),
+            join_token=token,
+            join_token_file=options.join_token_file,
+            data={name: Path(path) for name, path in inputs.pairs(options.data, "path").items()},
+            labels=inputs.pairs(options.labels, "value"),
+            slots=options.slots,
+            ca_file=options.ca_file,
+        )
+        anyio.run(run_node, config, backend_options={"use_uvloop": True})
+    except ConfigError as error:
+        raise Refusal(Exit.USAGE, "the node cannot start", where=url, why=str(error)) from None
+    return int(Exit.OK)

@@ -1,0 +1,20 @@
+"""Where this user's state and caches are kept, by the XDG rules."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def state_dir(given: Path | None) -> Path:
+    """Databases, keys and node state."""
+    return (given or _base("XDG_DATA_HOME", ".local/share") / "stockade").absolute()
+
+
+def image_cache(given: Path | None) -> Path:
+    """Prepared images, shared by every node of this user; safe to delete."""
+    return (given or _base("XDG_CACHE_HOME", ".cache") / "stockade" / "images").absolute()
+
+
+def _base(variable: str, below_home: str) -> Path:
+    return Path(os.environ.get(variable) or Path.home() / below_home)

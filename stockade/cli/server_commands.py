@@ -1,0 +1,235 @@
+"""Commands about the system: up, doctor, node, policy, secret, tool, workflow, artifact, context."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stockade.cli.app import (
+    Output,
+    app,
+    artifact_app,
+    connect,
+    context_app,
+    existing_file,
+    node_app,
+    policy_app,
+    secret_app,
+    tool_app,
+    workflow_app,
+)
+from stockade.cli.output import Format
+
+DataRoots = Annotated[list[str] | None, typer.Option("--data", help="NAME=PATH, exported as data://NAME/")]
+StateDir = Annotated[Path | None, typer.Option("--state-dir", help="default: ~/.local/share/stockade")]
+
+
+@app.command("up")
+def up(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 7373,
+    state_dir: StateDir = None,
+    data: DataRoots = None,
+    policy: Annotated[Path | None, typer.Option("--policy", help="rules and data over the shipped ones")] = None,
+    node: Annotated[bool, typer.Option("--node/--no-node", help="also run a node on this machine")] = True,
+    keep_context: Annotated[bool, typer.Option("--context/--no-context", help="write the context file")] = True,
+) -> int:
+    """One machine: control plane, SQLite and a node, on loopback, until Ctrl-C."""
+    from stockade.cli.up import Plan, supervise
+
+    return supervise(
+        Plan.of(port=port, state_dir=state_dir, data=data or [], policy=policy, node=node, keep_context=keep_context)
+    )
+
+
+@app.command("doctor")
+def doctor(output: Output = Format.TABLE, state_dir: StateDir = None) -> int:
+    """What this host can do; every ✗ has a FIX line."""
+    from stockade.cli import doctor as doctoring
+
+    return doctoring.examine(output, state_dir)
+
+
+@node_app.callback()
+def node(
+    context: typer.Context,
+    url: Annotated[str | None, typer.Option(help="the control plane: https, or http on loopback")] = None,
+    join: Annotated[str | None, typer.Option("--join", help="a join token; - reads it from standard input")] = None,
+    join_token_file: Annotated[Path | None, typer.Option(help="a file with the join token")] = None,
+    name: Annotated[str | None, typer.Option(help="default: the host's name")] = None,
+    data: DataRoots = None,
+    label: Annotated[list[str] | None, typer.Option("--label", help="NAME=VALUE")] = None,
+    slots: Annotated[int | None, typer.Option(min=1, help="attempts at one time")] = None,
+    state_dir: StateDir = None,
+    cache_dir: Annotated[Path | None, typer.Option(help="prepared images; default: ~/.cache/stockade/images")] = None,
+    ca_file: Annotated[Path | None, typer.Option(help="a private certificate authority")] = None,
+) -> int:
+    """Run a node daemon until SIGTERM (drains) or a second signal."""
+    if context.invoked_subcommand is not None:
+        return 0
+    from stockade.cli.node import Options, serve
+
+    return serve(
+        Options(
+            url=url, join=join, join_token_file=join_token_file, name=name, data=tuple(data or ()),
+            labels=tuple(label or ()), slots=slots, state_dir=state_dir, cache_dir=cache_dir, ca_file=ca_file,
+        )
+    )  # fmt: skip
+
+
+@node_app.command("ls")
+def node_ls(output: Output = Format.TABLE) -> None:
+    """Nodes, their tiers, data and load."""
+    from stockade.cli import resources
+
+    with connect() as client:
+        resources.nodes(client, output)
+
+
+@node_app.command("join-token")
+def join_token(output: Output = Format.TABLE) -> None:
+    """A token, and the line to paste on another host."""
+    from stockade.cli import resources
+
+    with connect() as client:
+        resources.join_token(client, output)
+
+
+@policy_app.command("test")
+def policy_test(directory: Annotated[Path | None, typer.Argument(metavar="[DIR]")] = None) -> int:
+    """Run every test_ rule, with coverage. Needs no server."""
+    from stockade.cli import policies
+
+    return policies.test(directory)
+
+
+@policy_app.command("check")
+def policy_check(directory: Annotated[Path | None, typer.Argument(metavar="[DIR]")] = None) -> int:
+    """Load a bundle as the control plane would, and say its revision. Needs no server."""
+    from stockade.cli import policies
+
+    return policies.check(directory)
+
+
+@policy_app.command("decisions")
+def policy_decisions(
+    run: Annotated[str | None, typer.Option(help="of one run")] = None,
+    denied: Annotated[bool, typer.Option("--denied", help="only refusals")] = False,
+    output: Output = Format.TABLE,
+) -> None:
+    """The decision log."""
+    from stockade.cli import explaining
+
+    with connect() as client:
+        explaining.decisions(client, run, denied, output)
+
+
+@secret_app.command("set")
+def secret_set(name: str) -> None:
+    """Store a secret; the value is typed unseen, or read from standard input when piped."""
+    from stockade.cli import resources
+
+    with connect() as client:
+        resources.set_secret(client, name)
+
+
+@secret_app.command("ls")
+def secret_ls(output: Output = Format.TABLE) -> None:
+    """Names of secrets."""
+    from stockade.cli import resources
+
+    with connect() as client:
+        resources.secrets(client, output)
+
+
+@secret_app.command("rm")
+def secret_rm(name: str) -> None:
+    """Forget a secret."""
+    with connect() as client:
+        client.delete_secret(name)
+
+
+@tool_app.command("add")
+def tool_add(file: Path) -> None:
+    """Register a tool from a JSON file: {"name": "server.tool", "kind": "http", …}."""
+    from stockade.cli import resources
+
+    with connect() as client:
+        resources.add_tool(client, existing_file(file))
+
+
+@tool_app.command("ls")
+def tool_ls(output: Output = Format.TABLE) -> None:
+    """Registered and built-in tools."""
+    from stockade.cli import resources
+
+    with connect() as client:
+        resources.tools(client, output)
+
+
+@tool_app.command("rm")
+def tool_rm(name: str) -> None:
+    """Forget a tool."""
+    with connect() as client:
+        client.delete_tool(name)
+
+
+@workflow_app.command("add")
+def workflow_add(file: Path) -> None:
+    """Publish a workflow under its name@version."""
+    from stockade.cli import resources
+
+    with connect() as client:
+        resources.add_workflow(client, existing_file(file))
+
+
+@workflow_app.command("ls")
+def workflow_ls(output: Output = Format.TABLE) -> None:
+    """Published workflows."""
+    from stockade.cli import resources
+
+    with connect() as client:
+        resources.workflows(client, output)
+
+
+@artifact_app.command("ls")
+def artifact_ls(
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]")] = None, output: Output = Format.TABLE
+) -> None:
+    """Artifacts, of one run or all."""
+    from stockade.cli import resources
+
+    with connect() as client:
+        resources.artifacts(client, run, output)
+
+
+@artifact_app.command("get")
+def artifact_get(
+    artifact: Annotated[str, typer.Argument(metavar="ID")],
+    file: Annotated[Path | None, typer.Option("-O", "--output-file", help="else standard output")] = None,
+) -> None:
+    """An artifact's bytes."""
+    from stockade.cli import resources
+
+    with connect() as client:
+        resources.get_artifact(client, artifact, file)
+
+
+@context_app.command("show")
+def context_show(output: Output = Format.TABLE) -> None:
+    """Server, and where its address and key come from."""
+    from stockade.cli import resources
+
+    resources.show_context(output)
+
+
+@context_app.command("set")
+def context_set(
+    url: Annotated[str, typer.Option("--url", help="the control plane")],
+    api_key: Annotated[str | None, typer.Option("--api-key", help="- reads it from standard input")] = None,
+) -> None:
+    """Keep a server and key for later calls."""
+    from stockade.cli import resources
+
+    resources.set_context(url, api_key)
