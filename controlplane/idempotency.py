@@ -23,6 +23,7 @@ from controlplane.store import Store, Write, upsert
 from controlplane.tables import IdempotencyRow
 
 _IN_FLIGHT = 0
+_PURGE_EVERY = 256  # requests
 _KEPT_HEADERS = ("content-type", "location")
 _Name = tuple[str, str, str]
 
@@ -36,6 +37,7 @@ class Idempotency:
         self._sealer = sealer
         self._keep_ns = int(keep_seconds * 1e9)
         self._running: set[_Name] = set()
+        self._seen = 0
 
     async def once(
         self, tenant: str, principal: str, key: str, request: str, perform: Callable[[], Awaitable[Response]]
@@ -73,6 +75,9 @@ class Idempotency:
                     "Look, then use a new key.",
                 )
             return self._replay(name, known)
+        if self._seen % _PURGE_EVERY == 0:
+            self._journal.append([Write("DELETE FROM idempotency WHERE created_ns<=?", (now - self._keep_ns,))])
+        self._seen += 1
         await self._store_row(name, digest, _IN_FLIGHT, "", now)
         try:
             response = await perform()

@@ -231,6 +231,7 @@ def test_strange_addresses_get_a_problem(client: TestClient, path: str, status: 
 def test_a_wrong_method_is_405_with_allow(client: TestClient) -> None:
     response = client.put("/v1/runs")
     problem(response, 405, "method-not-allowed")
+    assert response.headers["allow"]
 
 
 def test_keys_are_needed_scoped_and_revoked(client: TestClient) -> None:
