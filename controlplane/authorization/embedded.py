@@ -5,9 +5,9 @@
                           └── spare (started ahead) ◀── a new one starts
     suspect ──answers──▶ spare again          suspect ──200 ms──▶ killed; its question is unavailable
 
-So a runaway rule costs its own question 200 ms, and those behind it the 10 to 15 until it is noticed. A worker that stands still without having
-begun a question (stopped, swapped out) loses all of them to the spare. What nobody answered when the deadline has
-passed is ``PolicyUnavailable``.
+So a runaway rule costs its own question 200 ms, and those behind it the 10 to 15 until it is noticed. A worker that
+stands still without having begun a question (stopped, swapped out) loses all of them to the spare. What nobody
+answered when the deadline has passed is ``PolicyUnavailable``.
 """
 
 from __future__ import annotations
