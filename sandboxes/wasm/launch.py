@@ -132,7 +132,7 @@ class WorkerProcess:
         remove_tree(self.folder)
 
 
-def spawn(state_dir: Path, module: Path, *, fuel: bool, walls: Walls) -> WorkerProcess:
+def spawn(state_dir: Path, module: Path, library: Path | None, *, fuel: bool, walls: Walls) -> WorkerProcess:
     """Start a worker; it is claimable once its control socket says ``ready``. Blocks for milliseconds."""
     name = secrets.token_hex(8)
     folder = state_dir / name
@@ -159,6 +159,7 @@ def spawn(state_dir: Path, module: Path, *, fuel: bool, walls: Walls) -> WorkerP
             "fuel": fuel,
             "root": str(root),
             "guest": str(GUEST_DIR),
+            "library": str(library) if library is not None else None,
             "uid": uid,
             "control_fd": worker_control.fileno(),
             "channel_fd": worker_channel.fileno(),
@@ -166,7 +167,7 @@ def spawn(state_dir: Path, module: Path, *, fuel: bool, walls: Walls) -> WorkerP
         command = [sys.executable, "-I", "-c", _BOOT.format(root=str(_CODE_ROOT)), json.dumps(setup)]
         env: dict[str, str] = {}
         if walls.bubblewrap is not None:
-            command = [walls.bubblewrap, *_namespaces(module, root, own_uid=walls.own_uid), *command]
+            command = [walls.bubblewrap, *_namespaces(module, library, root, own_uid=walls.own_uid), *command]
         if walls.hierarchy is not None:
             group = Group(walls.hierarchy, f"stockade-wasm-{name}")
             group.create(Limits(memory_bytes=_UNCLAIMED_BYTES))
@@ -221,7 +222,7 @@ def write_record(folder: Path, *, label: str, pid: int) -> None:
     fresh.replace(folder / "record.json")
 
 
-def _namespaces(module: Path, root: Path, *, own_uid: bool) -> list[str]:
+def _namespaces(module: Path, library: Path | None, root: Path, *, own_uid: bool) -> list[str]:
     arguments = ["--die-with-parent", "--clearenv", "--cap-drop", "ALL"]
     if own_uid:
         # No user namespace: the worker takes a uid of the host's, which clears these two again.
@@ -231,6 +232,8 @@ def _namespaces(module: Path, root: Path, *, own_uid: bool) -> list[str]:
         arguments += ["--unshare-all"]
     shared = {Path("/usr"), Path(sys.prefix), Path(sys.base_prefix), Path(sysconfig.get_path("purelib")), module}
     shared = {path.resolve() for path in shared | {_CODE_ROOT / "sandboxes"}} | {Path(sys.prefix)}
+    if library is not None:
+        shared.add(library)
     outermost = sorted(path for path in shared if not shared & set(path.parents))
     # Folders on the way are made by hand: bubblewrap's own are closed to everybody but its uid.
     for folder in sorted({parent for path in (*outermost, root) for parent in path.parents}):

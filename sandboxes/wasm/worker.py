@@ -15,6 +15,7 @@ import stat
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import wasmtime
@@ -66,6 +67,9 @@ class Worker:
             kind = types[name]
             if isinstance(kind, wasmtime.FuncType):
                 linker.define_func(WASI, name, kind, function)
+        for item in module.imports:
+            if item.module == "host" and isinstance(item.type, wasmtime.FuncType):
+                linker.define_func("host", str(item.name), item.type, _no_host_call)
         ready_to_start = linker.instantiate_pre(module)
         _drop_privileges(self._setup["uid"])
         self._store.set_wasi(self._wasi())
@@ -75,30 +79,39 @@ class Worker:
         if self._setup["fuel"]:
             self._store.set_fuel(_NEVER)
         exports = ready_to_start.instantiate(self._store).exports(self._store)
-        memory, start = exports["memory"], exports["_start"]
+        reactor = self._setup["library"] is not None  # that build starts in two calls and returns its exit code
+        memory, start = exports["memory"], exports["run" if reactor else "_start"]
         if not isinstance(memory, wasmtime.Memory) or not isinstance(start, wasmtime.Func):
-            raise RuntimeError("the module is no WASI command")
+            raise RuntimeError("the module is neither a WASI command nor the reactor we know")
         self._memory = memory
         try:
-            start(self._store)
+            if reactor and isinstance(initialize := exports["_initialize"], wasmtime.Func):
+                initialize(self._store)
+            code = start(self._store)
+            self._report(exit=code if reactor else 0)
         except _GuestExit as end:
             self._report(exit=end.code)
         except wasmtime.Trap as trap:
             self._report(trap=_trap_name(trap), message=trap.message.splitlines()[-1][:500])
         except Exception as error:
             self._report(trap="other", message=(str(error).splitlines() or [type(error).__name__])[-1][:500])
-        self._report(exit=0)
 
     def _wasi(self) -> wasmtime.WasiConfig:
         root = self._setup["root"]
         wasi = wasmtime.WasiConfig()
-        wasi.argv = ["python", "-I", "-X", "utf8", "/stockade/runner.py", "socket", str(CHANNEL_FD)]
+        program = "python" if self._setup["library"] is None else "/usr/local/bin/python.wasm"
+        wasi.argv = [program, "-I", "-X", "utf8", "/stockade/runner.py", "socket", str(CHANNEL_FD)]
         wasi.inherit_stdin()
         wasi.inherit_stdout()
         wasi.inherit_stderr()
         wasi.preopen_dir(f"{root}/inputs", "/inputs", False)
         wasi.preopen_dir(f"{root}/rw/outputs", "/outputs", True)
         wasi.preopen_dir(f"{root}/rw/tmp", "/tmp", True)  # noqa: S108  (the guest's own)
+        if self._setup["library"] is not None:
+            wasi.preopen_dir(self._setup["library"], "/usr/local/lib", False)
+            data = Path(self._setup["library"]) / "mpl-data"
+            if data.is_dir():  # matplotlib looks for its files beside its own code, which is inside the zip
+                wasi.preopen_dir(str(data), "/usr/local/lib/python315.zip/matplotlib/mpl-data", False)
         wasi.preopen_dir(self._setup["guest"], "/stockade", False)
         return wasi
 
@@ -190,6 +203,11 @@ class Worker:
             how = {"trap": "memory"}
         self._control.sendall(json.dumps({**how, "memory": size}).encode() + b"\n")
         os._exit(0)
+
+
+def _no_host_call(*_: int) -> int:
+    """The reactor's own way to call its host is not offered: guests use the channel."""
+    return -1
 
 
 def _deleted_bytes(highest_fd: int) -> int:
