@@ -40,7 +40,6 @@ from dataplane.output_spool import OutputSpool
 from dataplane.protocol import (
     FEATURES,
     Assignment,
-    CodeWork,
     Directive,
     PullRequest,
     PullResponse,
@@ -277,7 +276,7 @@ class NodeDaemon:
                     fence=assignment.fence,
                     reason="tool",
                     has_result=True,
-                    result=call.builtin.args.get("value"),
+                    result=call.builtin.args,
                 )
             )
             return
@@ -334,10 +333,9 @@ class NodeDaemon:
     def _end(self, attempt: Attempt, ending: Ending, why: str) -> None:
         self._spawn(attempt.end, ending, why)
 
-    def _guest_calls(self, attempt: Attempt, work: CodeWork) -> ToolHandler:
+    def _guest_calls(self, attempt: Attempt) -> ToolHandler:
         return GuestCalls(
             attempt,
-            work.tools,
             gateway=self._gateway,
             lease=self.lease,
             authorize=self._authorize,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import anyio
@@ -14,7 +13,7 @@ from dataplane.http_calls import Outcome, failed
 from dataplane.lanes import Lane
 from dataplane.leases import Lease
 from dataplane.protocol import Ack, AuthorizeAnswer, AuthorizeRequest, CallResult, Performance
-from dataplane.sendable import Unsendable, encoded_bytes, plain
+from dataplane.sendable import Unsendable, encoded_bytes
 from dataplane.tool_gateway import ToolGateway
 from sandboxes.execution import ToolAnswer
 
@@ -28,7 +27,6 @@ class GuestCalls:
     def __init__(
         self,
         attempt: Attempt,
-        granted: Sequence[str],
         *,
         gateway: ToolGateway,
         lease: Lease,
@@ -37,7 +35,6 @@ class GuestCalls:
         superseded: Callable[[Attempt], None],
     ) -> None:
         self._attempt = attempt
-        self._granted = tuple(granted)
         self._gateway = gateway
         self._lease = lease
         self._authorize = authorize
@@ -47,12 +44,6 @@ class GuestCalls:
         self._limit = anyio.Semaphore(AT_ONCE)
 
     async def __call__(self, tool: str, args: Mapping[str, Any]) -> ToolAnswer:
-        if not any(fnmatch.fnmatchcase(tool, pattern) for pattern in self._granted):
-            granted = ", ".join(self._granted) or "nothing"
-            return _refused(
-                "policy_denied",
-                f"tool {plain(tool[:100])!r} was not granted to this step (granted: {granted}); name it in tools",
-            )
         try:
             encoded_bytes([tool, args])
         except Unsendable as error:

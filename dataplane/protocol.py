@@ -172,7 +172,7 @@ class Assignment(Wire):
 
 
 class Directive(Wire):
-    """``cancel`` an attempt (reason), ``drain`` the node, ``prepare`` an image, ``rejoin`` after a lost registration."""
+    """``cancel`` an attempt (reason), ``drain`` the node, ``prepare`` an image, ``rejoin``: register again."""
 
     kind: Literal["cancel", "drain", "prepare", "rejoin"]
     attempt: str = ""

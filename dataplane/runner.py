@@ -52,7 +52,7 @@ class Runner:
         gateway: ToolGateway,
         spool: OutputSpool,
         lease: Lease,
-        guest_calls: Callable[[Attempt, CodeWork], ToolHandler],
+        guest_calls: Callable[[Attempt], ToolHandler],
     ) -> None:
         self._control_plane = control_plane
         self._drivers = drivers
@@ -150,7 +150,7 @@ class Runner:
         stdout, stderr = bytearray(), bytearray()
         exited: Exited | None = None
         try:
-            async with aclosing(_events(sandbox, command, self._guest_calls(attempt, work))) as events:
+            async with aclosing(_events(sandbox, command, self._guest_calls(attempt))) as events:
                 async for event in events:
                     match event:
                         case Stdout(data=data):

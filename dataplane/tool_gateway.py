@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
 from dataplane.backoff import insist
 from dataplane.client import ControlPlane, RequestRefused
 from dataplane.http_calls import HttpCalls, Outcome, failed
 from dataplane.leases import Lease
 from dataplane.protocol import BuiltinCall, Performance
-from dataplane.sendable import encoded_bytes
 
-READ_BYTES_MOST = 4 * 1024 * 1024
+READ_BYTES_MOST = 1024 * 1024
+READ_BYTES_DEFAULT = 64 * 1024
 
 
 class ToolGateway:
@@ -53,7 +51,7 @@ class ToolGateway:
     async def _builtin(self, call: BuiltinCall, attempt: str, fence: int) -> Outcome:
         match call.name:
             case "noop":
-                return Outcome(value=call.args.get("value"))
+                return Outcome(value=call.args)
             case "artifact.write":
                 return await self._write(call.args, attempt, fence)
             case "artifact.read":
@@ -62,38 +60,26 @@ class ToolGateway:
                 return failed(f"this node has no builtin {call.name!r}: update the node")
 
     async def _write(self, args: dict[str, Any], attempt: str, fence: int) -> Outcome:
-        name, content = args.get("name"), args.get("data")
-        if not isinstance(name, str) or not name:
-            return failed("artifact.write needs 'name', a text", kind="schema")
-        if isinstance(content, str):
-            data, media_type = content.encode(), "text/plain"
-        else:
-            data, media_type = msgspec.json.encode(content), "application/json"
-        asked = args.get("media_type")
-        kind = asked if isinstance(asked, str) else media_type
-        reference = await insist(lambda: self._control_plane.upload(attempt, fence, name, kind, data))
-        value = {"artifact": reference.id, "digest": reference.digest, "size_bytes": reference.size_bytes}
+        name, text, media_type = args.get("name"), args.get("text"), args.get("media_type", "text/plain")
+        if not isinstance(name, str) or not isinstance(text, str) or not isinstance(media_type, str):
+            return failed("artifact.write needs 'name' and 'text'", kind="schema")
+        reference = await insist(lambda: self._control_plane.upload(attempt, fence, name, media_type, text.encode()))
+        value = {"id": reference.id, "digest": reference.digest, "size_bytes": reference.size_bytes}
         return Outcome(value=value, artifacts=(reference,))
 
     async def _read(self, args: dict[str, Any], attempt: str, fence: int) -> Outcome:
-        artifact = args.get("artifact")
-        if not isinstance(artifact, str) or not artifact or "/" in artifact:
+        artifact = str(args.get("artifact", "")).removeprefix("artifact://")
+        most = args.get("max_bytes", READ_BYTES_DEFAULT)
+        if not artifact or "/" in artifact or not isinstance(most, int) or not 0 < most <= READ_BYTES_MOST:
             return failed("artifact.read needs 'artifact', the id of one", kind="schema")
 
-        async def read() -> bytes | None:
+        async def read() -> tuple[bytes, bool]:
             data = bytearray()
             async for chunk in self._control_plane.download(artifact, attempt, fence):
                 data += chunk
-                if len(data) > READ_BYTES_MOST:
-                    return None
-            return bytes(data)
+                if len(data) > most:
+                    return bytes(data[:most]), True
+            return bytes(data), False
 
-        found = await insist(read)
-        if found is None:
-            return failed(f"the artifact is above {READ_BYTES_MOST} bytes: mount it as an input of a code step instead")
-        try:
-            value = msgspec.json.decode(found)
-            encoded_bytes(value)
-            return Outcome(value=value)
-        except (ValueError, RecursionError):
-            return Outcome(value=found.decode(errors="replace"))
+        found, truncated = await insist(read)
+        return Outcome(value={"text": found.decode(errors="replace"), "truncated": truncated})

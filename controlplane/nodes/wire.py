@@ -127,6 +127,7 @@ async def register(request: Request) -> Response:
         "boot_id": message.boot_id,
         "token_hash": node.token_hash,
         "status": "ready",
+        "fence": 0,
         "declared": msgspec.json.encode(message).decode(),
         "seen_ns": node.seen_ns,
         "registered_ns": node.seen_ns,

@@ -13,8 +13,11 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
+import structlog
+
 from controlplane.store import Store, Write
 
+log = structlog.get_logger(__name__)
 BATCH = 256
 
 
@@ -98,6 +101,7 @@ class Journal:
             _transaction(connection, batch)
         except sqlite3.Error as error:
             if len(batch) == 1:
+                log.error("a transition was not stored", error=str(error))
                 return [(batch[0], JournalFailed(f"not stored: {error}"))]
             return [pair for entry in batch for pair in self._commit(connection, [entry])]
         self.commits += 1

@@ -10,6 +10,7 @@ otherwise; its running siblings are cancelled and waited for, so nothing outlive
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -63,7 +64,7 @@ class Machine(ControlVerbs):
     cancels: list[Cancel] = field(default_factory=list)
     timers: list[Timer] = field(default_factory=list)
     more: list[Write] = field(default_factory=list)
-    _ready: list[StepState] = field(default_factory=list)
+    _ready: deque[StepState] = field(default_factory=deque)
 
     # -- events of a run ------------------------------------------------------------------------------------------
 
@@ -178,7 +179,7 @@ class Machine(ControlVerbs):
     def settle(self) -> None:
         """Run everything that can be decided without leaving the control plane, then judge the run."""
         while self._ready:
-            step = self._ready.pop()
+            step = self._ready.popleft()
             if step.status == "pending" and step.frame.failure is None and not step.frame.cancelled:
                 self._begin(step)
         if self.run.root.unfinished == 0 and not self.run.terminal:

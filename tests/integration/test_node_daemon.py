@@ -166,13 +166,13 @@ def call(attempt: str, work: Performance, *, fence: int = 1) -> Assignment:
     return Assignment(attempt=attempt, fence=fence, run="r", path="p", number=1, wall_seconds=30, call=work)
 
 
-def noop(attempt: str, value: Any = 1) -> Assignment:
-    return call(attempt, Performance(key="k", builtin=BuiltinCall(name="noop", args={"value": value})))
+def noop(attempt: str, **args: Any) -> Assignment:
+    return call(attempt, Performance(key="k", builtin=BuiltinCall(name="noop", args=args)))
 
 
 async def test_registers_and_answers_noop_calls(tmp_path: Path) -> None:
     async with ControlPlaneDouble().serving() as double, node(double, tmp_path, ScriptedDriver()):
-        double.assign(*[noop(f"a{i}", {"n": i}) for i in range(600)])
+        double.assign(*[noop(f"a{i}", n=i) for i in range(600)])
         await double.until(lambda: len(double.reports) == 600)
     assert len(double.deliveries) == 600
     assert double.reports["a599"].result == {"n": 599}
@@ -354,12 +354,13 @@ async def test_guest_call_is_authorized_performed_recorded_and_scrubbed(tmp_path
     assert [(one.tool, one.call) for one in double.asked] == [("web.get", 1)] * 2
 
 
-async def test_guest_call_not_granted_never_leaves_the_node(tmp_path: Path) -> None:
+async def test_guest_call_not_granted_is_decided_by_the_control_plane(tmp_path: Path) -> None:
     async with ControlPlaneDouble().serving() as double, node(double, tmp_path, ScriptedDriver()):
+        double.authorize = lambda request: AuthorizeAnswer(call=request.call, error={"type": "policy_denied"})
         double.assign(code("a", "call shell.run", tools=["web.*"]))
         report = await double.report_of("a")
     assert report.result["error"]["type"] == "policy_denied"
-    assert not double.asked
+    assert [request.tool for request in double.asked] == ["shell.run"]
 
 
 async def test_recorded_answers_are_not_performed_again(tmp_path: Path) -> None:
@@ -372,13 +373,13 @@ async def test_recorded_answers_are_not_performed_again(tmp_path: Path) -> None:
 
 async def test_artifact_builtins(tmp_path: Path) -> None:
     async with ControlPlaneDouble().serving() as double, node(double, tmp_path):
-        write = BuiltinCall(name="artifact.write", args={"name": "note", "data": {"a": 1}})
+        write = BuiltinCall(name="artifact.write", args={"name": "note", "text": "hello"})
         double.assign(call("w", Performance(key="w", builtin=write)))
         written = await double.report_of("w")
-        read = BuiltinCall(name="artifact.read", args={"artifact": written.result["artifact"]})
+        read = BuiltinCall(name="artifact.read", args={"artifact": written.result["id"]})
         double.assign(call("r", Performance(key="r", builtin=read)))
-        assert (await double.report_of("r")).result == {"a": 1}
-    assert written.artifacts[0].media_type == "application/json"
+        assert (await double.report_of("r")).result == {"text": "hello", "truncated": False}
+    assert written.artifacts[0].media_type == "text/plain"
 
 
 async def test_lapsed_lease_freezes_and_renewal_thaws(tmp_path: Path) -> None:

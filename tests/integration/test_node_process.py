@@ -146,6 +146,6 @@ async def test_a_stopped_node_loses_its_lease_and_goes_on_when_it_is_renewed(tmp
         seen = len(double.heartbeats)
         running.send_signal(signal.SIGCONT)
         await double.until(lambda: len(double.heartbeats) > seen)
-        work = Performance(key="k", builtin=BuiltinCall(name="artifact.write", args={"name": "n", "data": "x"}))
+        work = Performance(key="k", builtin=BuiltinCall(name="artifact.write", args={"name": "n", "text": "x"}))
         double.assign(Assignment(attempt="a", fence=1, run="r", path="p", number=1, wall_seconds=60, call=work))
         assert (await double.report_of("a")).error is None
