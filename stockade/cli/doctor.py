@@ -58,6 +58,7 @@ def _tiers(state_dir: Path | None) -> list[Finding]:
     """Every tier, tried with a real guest."""
     try:
         import anyio
+        import anyio.to_thread
 
         from sandboxes.driver import Driver
         from sandboxes.registry import discover
@@ -67,9 +68,13 @@ def _tiers(state_dir: Path | None) -> list[Finding]:
 
     async def probe() -> list[Finding]:
         with tempfile.TemporaryDirectory(prefix="stockade-doctor-") as scratch:
-            drivers, absent = await discover(places.image_cache(None), Path(scratch), 0)
+            drivers, absent = await anyio.to_thread.run_sync(discover, places.image_cache(None), Path(scratch), 0)
             try:
-                return [*(_present(driver) for driver in drivers.values()), *(_absent(*one) for one in absent.items())]
+                found = [_absent(tier, why) for tier, why in absent.items()]
+                for driver in drivers.values():
+                    why = await driver.probe()
+                    found.append(_present(driver) if why is None else _absent(driver.tier, why))
+                return found
             finally:
                 for driver in drivers.values():
                     await driver.close()

@@ -46,7 +46,7 @@ def run_tree(run: Run, steps: Iterable[Step], notes: dict[str, str], nodes: dict
         (run.status, style),
     )
     tree = Tree(title, guide_style="dim")
-    for branch in _branches(steps).values():
+    for branch in _ordered(_branches(steps)):
         _add(tree, branch, notes, nodes)
     return tree
 
@@ -79,6 +79,18 @@ def _branches(steps: Iterable[Step]) -> dict[str, _Branch]:
     return top
 
 
+def _ordered(branches: dict[str, _Branch]) -> list[_Branch]:
+    """Instances by their index, steps by when they (or what is below them) first began, the rest after them."""
+
+    def place(branch: _Branch) -> tuple[int, float]:
+        if branch.name.startswith("["):
+            return int(branch.name[1:-1]), 0.0
+        starts = [step.started_at.timestamp() for step in _steps([branch]) if step.started_at is not None]
+        return (0, min(starts)) if starts else (1, 0.0)
+
+    return sorted(branches.values(), key=place)
+
+
 def _segments(path: str) -> list[str]:
     """``scan[3]/probe`` -> scan, [3], probe: a map's instances hang below the map."""
     found: list[str] = []
@@ -101,7 +113,7 @@ def _add(tree: Tree, branch: _Branch, notes: dict[str, str], nodes: dict[str, st
     if len(branch.children) > MOST_CHILDREN:
         _summarise(below, branch, notes, nodes)
         return
-    for child in branch.children.values():
+    for child in _ordered(branch.children):
         _add(below, child, notes, nodes)
 
 

@@ -1,0 +1,52 @@
+# Everything runs from a fresh clone with an empty HOME: uv comes from the package index into .uv/, the locked
+# dependencies into .venv/, and no Python is ever downloaded. UV_CACHE_DIR is honoured.
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+UV := .uv/bin/uv
+RUN := .venv/bin
+export UV_PYTHON_DOWNLOADS := never
+export UV_PYTHON := $(PYTHON)
+export UV_PROJECT_ENVIRONMENT := $(CURDIR)/.venv
+# An empty or unwritable HOME must not matter: caches go below the checkout unless they were given.
+export XDG_CACHE_HOME ?= $(CURDIR)/.stockade/cache
+export XDG_DATA_HOME ?= $(CURDIR)/.stockade/data
+export XDG_CONFIG_HOME ?= $(CURDIR)/.stockade/config
+SETUP := .stockade/demo/setup
+
+.PHONY: demo test test-long check bench clean sync sync-science
+
+$(UV):
+	@mkdir -p $(SETUP)
+	$(PYTHON) -m venv .uv
+	.uv/bin/pip install --disable-pip-version-check --log $(SETUP)/pip.log -q uv==$(UV_VERSION)
+
+sync: $(UV)
+	@mkdir -p $(SETUP)
+	@echo "installing locked dependencies; the log is $(SETUP)/uv-sync.log"
+	@$(UV) sync --frozen --extra all --inexact -v > $(SETUP)/uv-sync.log 2>&1 || { tail -20 $(SETUP)/uv-sync.log; exit 1; }
+
+sync-science: $(UV)
+	$(UV) sync --frozen --extra all --extra science -q
+
+# KEEP=1 leaves Stockade running.
+demo: sync
+	@$(RUN)/python examples/incident-triage/demo.py .stockade/demo $(SETUP) $(if $(KEEP),--keep)
+
+check: sync-science
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+	$(RUN)/lint-imports
+	$(RUN)/stockade policy test
+
+test: check
+	$(RUN)/pytest -m "not long"
+
+test-long: check
+	$(RUN)/pytest
+
+bench: sync-science
+	for area in engine sandboxes placement policy; do $(RUN)/python -m benchmarks $$area --json || exit 1; done
+
+clean:
+	rm -rf .venv .uv .stockade .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
