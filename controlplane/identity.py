@@ -143,6 +143,13 @@ class Identities:
         await anyio.to_thread.run_sync(write_private, path, key.encode() + b"\n")
         return key
 
+    async def ensure_join_token(self, path: Path) -> None:
+        """The nodes of this machine join with the token in ``path`` (0600); it is made anew when it is not valid."""
+        known = await anyio.to_thread.run_sync(_read_key, path)
+        if known is None or await self.join_tenant(known) is None:
+            token, _ = await self.create_join_token(None)
+            await anyio.to_thread.run_sync(write_private, path, token.encode() + b"\n")
+
     async def create_join_token(self, seconds: float | None) -> tuple[str, int | None]:
         """A token for nodes to join with, and when it ends (ns; None: never)."""
         token = make_token("sj")

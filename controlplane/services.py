@@ -114,6 +114,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         )
         await services.tools.load()
         await services.identities.ensure_admin_key(settings.admin_key)
+        await services.identities.ensure_join_token(settings.root / "join.token")
         yield services
 
 
