@@ -22,7 +22,7 @@ import httpx2
 from stockade.client import Client
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-READY_SECONDS = 60.0
+READY_SECONDS = 90.0
 STOP_SECONDS = 20.0
 
 
@@ -92,7 +92,7 @@ class Cluster:
         self._control = self._kill(self._control)
 
     def start_node(self, name: str = "node-a", *, data: Mapping[str, Path] | None = None, wait: bool = True) -> None:
-        """Start a node (again: under its old identity), and with ``wait`` return when it is ready for work."""
+        """Start a node (again: under its old identity), and with ``wait`` return when its Python is ready in wasm."""
         assert name not in self._nodes, f"{name} runs already"
         if name not in self._node_arguments:
             state = self.folder / name
@@ -179,8 +179,10 @@ class Cluster:
         process = self._nodes[name]
         if process.poll() is not None:
             raise AssertionError(f"{name} ended with {process.returncode}:\n{self.log(name)[-4000:]}")
+        # A node's name on the wire is the name it was given and a random part of its own.
         return any(
-            node.name == name and node.status == "ready" and node.ready_images("python") for node in client.nodes()
+            node.name.startswith(f"{name}-") and node.status == "ready" and "wasm" in node.ready_images("python")
+            for node in client.nodes()
         )
 
     @staticmethod
