@@ -1,0 +1,151 @@
+"""Exit codes, four-line errors, precedence of contexts, forms of output, and the tree of a large map."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pytest_httpserver import HTTPServer
+from rich.console import Console
+
+from stockade.cli import contexts, inputs
+from stockade.cli.exits import Refusal, visible
+from stockade.cli.main import LATER, main
+from stockade.cli.output import yaml_lines
+from stockade.cli.tree import run_tree
+from stockade.client.models import Run, Step
+from tests.acceptance.cluster import free_port
+
+
+@pytest.fixture(autouse=True)
+def _own_context(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    for name in ("STOCKADE_URL", "STOCKADE_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def problem(status: int, **members: Any) -> dict[str, Any]:
+    return {"type": "/problems/x", "title": "No", "status": status, "detail": "because", **members}
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "expected"),
+    [
+        (problem(404), 3, "fix:   stockade ps"),
+        (problem(403, decision_id="dec_9"), 4, "fix:   stockade explain dec_9"),
+        (problem(403), 4, "why:   because"),
+        (problem(500), 1, "error: No"),
+        (problem(422), 2, "error: No"),
+    ],
+)
+def test_a_refusal_is_four_lines_and_a_code(
+    httpserver: HTTPServer, capsys: pytest.CaptureFixture[str], answer: dict[str, Any], code: int, expected: str
+) -> None:
+    httpserver.expect_request("/v1/runs").respond_with_json(answer, status=answer["status"])
+    assert main(["--url", httpserver.url_for("/"), "ps"]) == code
+    out, err = capsys.readouterr()
+    assert expected in err and out == ""
+
+
+def test_a_fault_of_the_workflow_shows_file_line_column_and_caret(
+    httpserver: HTTPServer, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    fault = {
+        "pointer": "/output", "message": "no step 'nope'", "hint": "name a step", "line": 1, "column": 9,
+        "excerpt": "${steps.nope}\n        ^",
+    }  # fmt: skip
+    httpserver.expect_request("/v1/runs").respond_with_json(problem(422, errors=[fault]), status=422)
+    file = tmp_path / "flow.json"
+    file.write_text("{}")
+    assert main(["--url", httpserver.url_for("/"), "run", str(file), "--detach"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "error: No",
+        f"where: {file}:1:9 /output",
+        "       ${steps.nope}",
+        "               ^",
+        "why:   no step 'nope'",
+        "fix:   name a step",
+    ]
+
+
+def test_no_server_is_seven(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stockade.client.transport.FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr("stockade.client.transport.LONGEST_PAUSE_SECONDS", 0.001)
+    assert main(["--url", f"http://127.0.0.1:{free_port()}", "ps"]) == 7
+    assert "stockade up" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["ps", "--no-such-flag"], ["run"], *([noun] for noun in LATER)])
+def test_bad_usage_is_two_with_a_fix(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert "fix: " in capsys.readouterr().err
+
+
+def test_a_missing_workflow_file_is_three(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "no/such/file.json"]) == 3
+    assert "no/such/file.json" in capsys.readouterr().err
+
+
+def test_flag_beats_environment_beats_file_beats_default(tmp_path: Path) -> None:
+    home = {"XDG_CONFIG_HOME": str(tmp_path)}
+    assert contexts.resolve(None, None, home).url == contexts.DEFAULT_URL
+    contexts.write(contexts.context_file(home), "http://file", "sk_file")
+    assert contexts.context_file(home).stat().st_mode & 0o777 == 0o600
+    kept = contexts.resolve(None, None, home)
+    assert (kept.url, kept.api_key) == ("http://file", "sk_file")
+    named = {**home, "STOCKADE_URL": "http://env", "STOCKADE_API_KEY": "sk_env"}
+    assert contexts.resolve(None, None, named).api_key == "sk_env"
+    assert contexts.resolve("http://flag", "sk_flag", named).url == "http://flag"
+
+
+def test_the_kept_key_goes_to_the_kept_server_only(tmp_path: Path) -> None:
+    home = {"XDG_CONFIG_HOME": str(tmp_path)}
+    contexts.write(contexts.context_file(home), "http://mine", "sk_mine")
+    assert contexts.resolve("http://elsewhere", None, home).api_key is None
+
+
+def test_inputs_are_json_or_text_or_files(tmp_path: Path) -> None:
+    (tmp_path / "more.json").write_text('{"c": [1]}')
+    given = inputs.run_input(["a=1", "b=x y", f"@{tmp_path}/more.json", f"d=@{tmp_path}/more.json"])
+    assert given == {"a": 1, "b": "x y", "c": [1], "d": {"c": [1]}}
+    (tmp_path / "bad.json").write_text('{"c" 1}')
+    with pytest.raises(Refusal) as caught:
+        inputs.run_input([f"@{tmp_path}/bad.json"])
+    assert f"{tmp_path}/bad.json:1:6" in caught.value.where and "^" in caught.value.where
+
+
+def test_yaml_reads_back_as_the_value() -> None:
+    yaml = pytest.importorskip("yaml")
+    value = {"a b": [1, {"x": None, "y": "no", "z": []}, ["p", "q: r"]], "t": True, "e": {}, "s": "line\nbreak"}
+    assert yaml.safe_load("\n".join(yaml_lines(value))) == json.loads(json.dumps(value))
+
+
+def test_what_a_guest_wrote_cannot_command_the_terminal() -> None:
+    assert visible("a\x1b[31mred\x9b\x7f\n") == "a\\x1b[31mred\\x9b\\x7f\n"
+
+
+def test_a_large_map_is_counted_and_its_first_failures_shown() -> None:
+    run = Run.model_validate({"id": "run_1", "status": "failed", "workflow": {"name": "w", "version": "1"}})
+    error = {"type": "sandbox_exit", "message": "exit 1"}
+    steps = [Step(path="scan", verb="map", status="failed")]
+    for index in range(40):
+        failed = index % 8 == 0
+        steps.append(
+            Step.model_validate(
+                {
+                    "path": f"scan[{index}]/probe",
+                    "verb": "code",
+                    "status": "failed" if failed else "completed",
+                    "error": error if failed else None,
+                }  # fmt: skip
+            )
+        )
+    screen = Console(width=200, record=True, file=None, quiet=True)
+    with screen.capture() as captured:
+        screen.quiet = False
+        screen.print(run_tree(run, steps, {}, {}))
+    text = captured.get()
+    assert "40 items: 35 completed, 5 failed" in text and "scan[16]/probe" in text and "and 2 more failures" in text
+    assert text.count("\n") < 10
