@@ -1,6 +1,6 @@
 """The engine of one process: policy, journal, controller, dispatcher and their loops, started and stopped together.
 
-    async with engine(...) as parts: …      # recovers open runs first, ends its loops last
+async with engine(...) as parts: …      # recovers open runs first, ends its loops last
 """
 
 from __future__ import annotations
@@ -215,6 +215,3 @@ async def engine(
                 task.cancel()
     finally:
         await policy.close()
-
-
-

@@ -224,7 +224,9 @@ class Dispatcher:
         run.denied += sum(1 for decision in decisions if not decision.allow)
         return [decision_write(run.tenant, one, run.id, step.path, run.partition, now_ns) for one in decisions]
 
-    def _wait(self, run: RunState, step: StepState, reasons: list[dict[str, Any]], placement: dict[str, Any] | None) -> None:
+    def _wait(
+        self, run: RunState, step: StepState, reasons: list[dict[str, Any]], placement: dict[str, Any] | None
+    ) -> None:
         self.controller.apply(run, lambda machine: machine.wait_for(step, reasons, placement))
 
     def _park(self, run: RunState, step: StepState, unavailable: PolicyUnavailable) -> None:

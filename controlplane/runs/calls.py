@@ -1,7 +1,7 @@
 """Effects of a step: recorded once, answered from the journal ever after.
 
-    intended → authorized   in one commit, before performing        ``authorized``
-    performed → recorded    in one commit, before the guest sees it  ``recorded``
+intended → authorized   in one commit, before performing        ``authorized``
+performed → recorded    in one commit, before the guest sees it  ``recorded``
 """
 
 from __future__ import annotations

@@ -94,9 +94,7 @@ class Journal:
         finally:
             connection.close()
 
-    def _commit(
-        self, connection: sqlite3.Connection, batch: list[_Entry]
-    ) -> list[tuple[_Entry, BaseException | None]]:
+    def _commit(self, connection: sqlite3.Connection, batch: list[_Entry]) -> list[tuple[_Entry, BaseException | None]]:
         try:
             _transaction(connection, batch)
         except sqlite3.Error as error:
@@ -129,7 +127,7 @@ def _transaction(connection: sqlite3.Connection, batch: list[_Entry]) -> None:
     try:
         for sql, rows in groups.items():
             # Every row must have landed: an update whose condition no longer holds is a conflict, never a silent no.
-            if connection.executemany(sql, rows).rowcount != len(rows):
+            if connection.executemany(sql, rows).rowcount != len(rows) and not sql.startswith("DELETE"):
                 raise sqlite3.IntegrityError("the row changed since the transition was decided")
         connection.execute("COMMIT")
     except sqlite3.Error:

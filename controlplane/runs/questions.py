@@ -13,7 +13,13 @@ from controlplane.workflows.graph import Block, CompiledStep, CompiledWorkflow
 
 
 def asker(
-    *, tenant: str, principal: Mapping[str, Any], workflow: CompiledWorkflow, run: str | None, step: str | None, now_ns: int
+    *,
+    tenant: str,
+    principal: Mapping[str, Any],
+    workflow: CompiledWorkflow,
+    run: str | None,
+    step: str | None,
+    now_ns: int,
 ) -> dict[str, Any]:
     """The part every question has."""
     definition = workflow.definition

@@ -72,7 +72,8 @@ def _tool(
     if error is None and tool is not None:
         problems = check_output(tool, report.result)
         if problems:
-            error = error_value("schema", f"{name} answered with something else than it declares: {problems[0].message}")
+            message = f"{name} answered with something else than it declares: {problems[0].message}"
+            error = error_value("schema", message)
     if state is not None:
         writes.append(calls.recorded(run, step, state, error is None, report.result if error is None else error))
     step.labels = labels.of_step(step)
@@ -103,7 +104,8 @@ def _code_error(report: Report) -> dict[str, Any] | None:
         return None
     if report.reason == "exited":
         last = report.stderr_tail.strip().splitlines()[-1:] or [""]
-        return error_value("sandbox_exit", f"exited with code {report.code}" + (f": {last[0][:300]}" if last[0] else ""))
+        said = f": {last[0][:300]}" if last[0] else ""
+        return error_value("sandbox_exit", f"exited with code {report.code}{said}")
     if report.reason in ("timeout", "fuel"):
         return error_value("timeout", message or f"stopped at its limit ({report.reason})", retryable=True)
     if report.reason == "oom":

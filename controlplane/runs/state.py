@@ -123,9 +123,7 @@ class RunState:
     def __post_init__(self) -> None:
         self.partition = partition_of(self.id)
         definition = self.workflow.definition
-        scope = Scope.root(
-            self.input, {"id": self.id, "workflow": definition.name, "version": definition.version}
-        )
+        scope = Scope.root(self.input, {"id": self.id, "workflow": definition.name, "version": definition.version})
         self.root = Frame(block=self.workflow.root, prefix="", owner=None, index=-1, scope=scope)
 
     @property

@@ -196,9 +196,7 @@ def _prepare_code(run: RunState, step: StepState, now_ns: int) -> Prepared:
         near=_near(step),
         tiers_allowed=("jail",) if shell else (),
     )
-    return Prepared(
-        run=run, step=step, demand=demand, questions=asked, code=work, wall_seconds=wall, data_names=names
-    )
+    return Prepared(run=run, step=step, demand=demand, questions=asked, code=work, wall_seconds=wall, data_names=names)
 
 
 def _inputs(
