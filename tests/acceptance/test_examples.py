@@ -6,21 +6,33 @@ import importlib.util
 import json
 import os
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from stockade.client import Client
+from stockade.client import Client, Run
 from tests.acceptance.cluster import REPOSITORY, Cluster, wait_for
 
 EXAMPLES = REPOSITORY / "examples"
+RUN_SECONDS = 90.0
 
 
 def definition(name: str) -> dict[str, Any]:
     loaded: dict[str, Any] = json.loads((EXAMPLES / name / "workflow.json").read_text())
     return loaded
+
+
+def ended(client: Client, run_id: str) -> Run:
+    """The run when it has ended; one that never does names the steps it waits for."""
+    deadline = time.monotonic() + RUN_SECONDS
+    while not (run := client.run(run_id)).ended:
+        open_steps = [(step.path, step.status, step.waiting) for step in client.steps(run_id) if not step.finished_at]
+        assert time.monotonic() < deadline, f"{run_id} is {run.status}: {open_steps}"
+        time.sleep(0.05)
+    return run
 
 
 def package_logs() -> Path:
@@ -44,13 +56,13 @@ def test_incident_triage_reads_real_logs_beside_two_nodes(make_cluster: Callable
         cluster.start_node("node-b", data={"packages": roots["packages"]})
     with cluster.client() as client:
         submitted = client.submit(definition("incident-triage"), {"question": "What failed?", "logs": logs})
-        run = client.wait(submitted.id)
+        run = ended(client, submitted.id)
         assert run.status == "completed", run.error
         assert run.output["shards"] == len(logs)
-        expected = sum(
-            len((roots[address.split("/")[2]] / address.split("/", 3)[3]).read_bytes().splitlines()) for address in logs
-        )
-        assert run.output["lines"] == pytest.approx(expected, rel=0.01)
+        files = [roots[address.split("/")[2]] / address.split("/", 3)[3] for address in logs]
+        expected = sum(path.read_bytes().count(b"\n") for path in files)
+        # A last line may lack its end, and a live log may have grown since.
+        assert expected * 0.99 <= run.output["lines"] + len(logs) and run.output["lines"] <= expected + len(logs)
         report = next(one for one in client.artifacts(run.id) if one.name == "report.md")
         assert client.artifact_content(report.id).decode() == run.output["report"]
         names = {node.id: node.name for node in client.nodes()}
@@ -66,13 +78,12 @@ def test_denied_refuses_every_attempt_with_a_reason_and_ends_well(client: Client
     tool = json.loads((EXAMPLES / "denied" / "tool.json").read_text())
     client.put_tool(tool.pop("name"), tool)
     client.set_secret("example-key", "canary-6f1d")
-    given = {"unexported": "data://nobody-exports-this/file"}
-    submitted = client.submit(definition("denied"), given)
-    run = client.wait(submitted.id)
+    given = {"climbing": "data://examples/../../../etc/shadow"}
+    run = ended(client, client.submit(definition("denied"), given).id)
     assert run.status == "completed", run.error
     attempts = {row["attempt"]: row for row in run.output["attempts"]}
     assert set(attempts) == {
-        "host_file", "environment", "network", "ungranted_tool", "unbound_secret", "unexported_data",
+        "host_file", "environment", "network", "ungranted_tool", "unbound_secret", "climbing_path",
     }  # fmt: skip
     assert [name for name, row in attempts.items() if not row["refused"]] == []
     assert run.output["all_refused"] and all(row["why"] for row in attempts.values())
@@ -94,7 +105,7 @@ def test_trace_analysis_computes_statistics_and_draws_a_plot(client: Client, dat
         lambda: any(node.ready_images("python-data") for node in client.nodes()), "python-data being prepared", 300.0
     )
     submitted = client.submit(definition("trace-analysis"), {"trace": "data://trace/AzureLLMInferenceTrace_conv.csv"})
-    run = client.wait(submitted.id)
+    run = ended(client, submitted.id)
     assert run.status == "completed", run.error
     rows = (data_roots["trace"] / "AzureLLMInferenceTrace_conv.csv").read_text().splitlines()[1:]
     context = [int(row.split(",")[1]) for row in rows]

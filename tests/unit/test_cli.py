@@ -139,7 +139,7 @@ def test_a_large_map_is_counted_and_its_first_failures_shown() -> None:
                     "verb": "code",
                     "status": "failed" if failed else "completed",
                     "error": error if failed else None,
-                }  # fmt: skip
+                }
             )
         )
     screen = Console(width=200, record=True, file=None, quiet=True)
