@@ -116,10 +116,6 @@ async def register(request: Request) -> Response:
         last_seen=time.monotonic(),
         seen_ns=time.time_ns(),
     )
-    if known is not None and known.declared.boot_id == message.boot_id:
-        node.reservations, node.outbox, node.cached = known.reservations, known.outbox, known.cached
-    elif known is not None:
-        engine.controller.node_gone(known.id, "node_lost", f"node {known.name} restarted")
     row = {
         "tenant": tenant,
         "id": node.id,
@@ -133,6 +129,12 @@ async def register(request: Request) -> Response:
         "registered_ns": node.seen_ns,
     }
     await engine.journal.write([upsert(NodeRow, row)])
+    # From here to ``add`` nothing awaits: no assignment can go to the old boot in between.
+    known = engine.inventory.nodes.get(node.id)
+    if known is not None and known.declared.boot_id == message.boot_id:
+        node.reservations, node.outbox, node.cached = known.reservations, known.outbox, known.cached
+    elif known is not None:
+        engine.controller.node_gone(known.id, "node_lost", f"node {known.name} restarted")
     engine.inventory.add(node)
     settings = services.settings
     answer = Registered(

@@ -133,22 +133,21 @@ class Dispatcher:
             self._park(run, step, unavailable)
             return
         decisions = [answer for answer in answers if isinstance(answer, Decision)]
-        writes = self._log(run, step, decisions)
         refused = next((decision for decision in decisions if not decision.allow), None)
         if refused is not None:
-            self._fail(run, step, denial(refused), writes)
-            return
-        node = self.inventory.nodes.get(placement.node)
-        if node is None or node.lost:
-            self.controller.dispatch(run, [step])
+            self._fail(run, step, denial(refused), self._log(run, step, decisions))
             return
         try:
             http = await self.lease(run.tenant, one.call)
         except SecretUnavailable as missing:
-            self._fail(run, step, error_value("policy_denied", str(missing)), writes)
+            self._fail(run, step, error_value("policy_denied", str(missing)), self._log(run, step, decisions))
             return
-        if self._open(run, step):
-            self._assign(one, placement, node, http, decisions, writes)
+        # Looked up after the last await: the node may have gone or registered anew since the plan.
+        node = self.inventory.nodes.get(placement.node)
+        if node is None or node.lost:
+            self.controller.dispatch(run, [step])
+        elif self._open(run, step):
+            self._assign(one, placement, node, http, decisions)
 
     def _assign(
         self,
@@ -157,9 +156,9 @@ class Dispatcher:
         node: Node,
         http: HttpCall | None,
         decisions: Sequence[Decision],
-        writes: list[Write],
     ) -> None:
         run, step = one.run, one.step
+        writes = self._log(run, step, decisions)
         attempt = new_id("att")
         step.detail.pop("policy_retries", None)
         step.decision = decisions[0].id if decisions else None
