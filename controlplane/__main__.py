@@ -8,7 +8,7 @@ from controlplane.app import create_app
 from controlplane.config import Settings
 
 KEEP_ALIVE_SECONDS = 75
-STOP_SECONDS = 10
+STOP_SECONDS = 2
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
         log_level="warning",
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        # Open event streams and long polls end here; whoever held them comes back and resumes.
+        # Long polls and event streams are cut then: what they told is durable, and clients resume.
         timeout_graceful_shutdown=STOP_SECONDS,
     )
 

@@ -33,9 +33,7 @@ def workflow(text: str) -> dict[str, Any] | str:
 
 
 def run_input(parts: Sequence[str]) -> Any:
-    """``key=value`` (JSON, else text), ``key=@file.json``, ``@file.json`` and ``-`` together. None without any."""
-    if not parts:
-        return None
+    """``key=value`` (JSON, else text), ``key=@file.json``, ``@file.json`` and ``-`` together; ``{}`` without any."""
     whole: Any = {}
     for given in parts:
         if given == "-" or given.startswith("@"):
