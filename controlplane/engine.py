@@ -195,7 +195,7 @@ async def engine(
         controller=controller,
         dispatcher=dispatcher,
         gateway=Gateway(controller, dispatcher),
-        service=RunService(controller, enforcer, tools, inventory, hub),
+        service=RunService(controller, enforcer, tools, inventory, hub, broker),
         reloading=set(),
     )
     controller.reload = parts.reloading.add

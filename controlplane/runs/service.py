@@ -18,6 +18,7 @@ from controlplane.runs.controller import Controller, decision_write
 from controlplane.runs.hub import Hub
 from controlplane.runs.state import RunState
 from controlplane.runs.transitions import Machine, event_write
+from controlplane.secrets.broker import SecretBroker
 from controlplane.store import Write, canonical, insert
 from controlplane.tables import RunDefinitionRow, RunRow, partition_of
 from controlplane.tools.registry import ToolRegistry, match
@@ -32,19 +33,26 @@ class RunService:
     """Commands on runs."""
 
     def __init__(
-        self, controller: Controller, enforcer: Enforcer, tools: ToolRegistry, inventory: Inventory, hub: Hub
+        self,
+        controller: Controller,
+        enforcer: Enforcer,
+        tools: ToolRegistry,
+        inventory: Inventory,
+        hub: Hub,
+        broker: SecretBroker,
     ) -> None:
         self.controller = controller
         self.enforcer = enforcer
         self.tools = tools
         self.inventory = inventory
         self.hub = hub
+        self.broker = broker
 
     async def submit(
         self, principal: Principal, compiled: CompiledWorkflow, definition: dict[str, Any], input: Any, labels: Any
     ) -> str:
         """Admit a run; its id. Raises: ApiError invalid-workflow, invalid-input, policy-denied, policy-unavailable."""
-        self._check(principal, compiled, input)
+        await self._check(principal, compiled, input)
         run_id = new_id("run")
         decision = await self._admit(principal, compiled, run_id)
         if not decision.allow:
@@ -109,7 +117,7 @@ class RunService:
             compiled = compile_workflow(document)
         except WorkflowInvalid as invalid:
             return {"valid": False, "problems": [_problem(one) for one in invalid.problems]}
-        problems = [*self._tool_problems(principal.tenant, compiled), *compiled.check_input(input)]
+        problems = [*await self._missing(principal.tenant, compiled), *compiled.check_input(input)]
         answer = (await self.enforcer.ask_many([self._question(principal, compiled, None)]))[0]
         if isinstance(answer, PolicyUnavailable):
             raise unavailable()
@@ -175,26 +183,36 @@ class RunService:
         if fresh == [False]:
             raise conflict("What you approved has changed since it was shown. Look again and approve again.")
 
-    def _check(self, principal: Principal, compiled: CompiledWorkflow, input: Any) -> None:
-        problems = self._tool_problems(principal.tenant, compiled)
+    async def _check(self, principal: Principal, compiled: CompiledWorkflow, input: Any) -> None:
+        problems = await self._missing(principal.tenant, compiled)
         if problems:
             raise invalid_workflow(problems)
         wrong = compiled.check_input(input)
         if wrong:
             raise invalid_input(wrong)
 
-    def _tool_problems(self, tenant: str, compiled: CompiledWorkflow) -> list[Problem]:
-        """Tools that steps name and nobody registered. Grants of code (``server.*``) may match nothing yet."""
-        return [
-            Problem(
-                pointer=f"{step.pointer}/tool",
-                message=f"there is no tool {step.spec.tool!r}",
-                hint=f"register it: stockade tool add {step.spec.tool} SPEC.json",
-                type="unknown_tool",
-            )
-            for step in questions.walk(compiled.root)
-            if step.spec.tool is not None and self.tools.get(tenant, step.spec.tool) is None
-        ]
+    async def _missing(self, tenant: str, compiled: CompiledWorkflow) -> list[Problem]:
+        """Tools and secrets that steps name and nobody made. Grants of code (``server.*``) may match nothing yet."""
+        problems: list[Problem] = []
+        known = await self.broker.names(tenant) if compiled.uses_secrets else frozenset()
+        for step in questions.walk(compiled.root):
+            name = step.spec.tool
+            if name is not None and self.tools.get(tenant, name) is None:
+                hint = f"register it: stockade tool add {name} SPEC.json"
+                where = f"{step.pointer}/tool"
+                problems.append(
+                    Problem(pointer=where, message=f"there is no tool {name!r}", hint=hint, type="unknown_tool")
+                )
+            for index, secret in enumerate(step.spec.secrets or ()):
+                if secret not in known:
+                    hint = f"set it: stockade secret set {secret}"
+                    where = f"{step.pointer}/secrets/{index}"
+                    problems.append(
+                        Problem(
+                            pointer=where, message=f"there is no secret {secret!r}", hint=hint, type="missing_secret"
+                        )
+                    )
+        return problems
 
     def _pin(self, tenant: str, compiled: CompiledWorkflow) -> dict[str, str]:
         return {tool.name: tool.digest for tool in self.tools.list(tenant) if match(compiled.uses_tools, tool.name)}

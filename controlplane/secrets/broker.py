@@ -25,3 +25,7 @@ class SecretBroker:
         if value is None:
             raise SecretUnavailable(f"there is no secret {name!r}; set it with: stockade secret set {name}")
         return value
+
+    async def names(self, tenant: str) -> frozenset[str]:
+        """Which secrets exist, so that a workflow naming another is refused before it starts."""
+        return frozenset(one.name for one in await self._store.names(tenant))
