@@ -1,0 +1,147 @@
+"""A secret of an HTTP tool is in the outgoing request and nowhere else: memory, files, database, logs, events.
+
+The tool server is hostile: it sends the secret back, plain and encoded, in its answer. While the guest waits for a
+second answer, the memory of every sandbox process is read from the host.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pytest_httpserver import HTTPServer
+from werkzeug import Request, Response
+
+from tests.acceptance.cluster import Cluster, wait_for
+
+CANARY = "canary-5d2f9b7c41e84a06"
+SOURCE = """
+import os, stockade_tools as tools
+first = tools.mirror.read(id="one")
+open("/outputs/answer.txt", "w").write(repr(first) + repr(dict(os.environ)))
+print(first)
+second = tools.mirror.hold(id="two")
+[first, second]
+"""
+
+
+def needles() -> list[bytes]:
+    """The value, and the encodings a mirror could send."""
+    return [CANARY.encode(), base64.b64encode(CANARY.encode()).rstrip(b"=")]
+
+
+def memory_of(pid: int) -> Iterator[bytes]:
+    """Readable private memory of a process."""
+    with Path(f"/proc/{pid}/maps").open() as maps, Path(f"/proc/{pid}/mem").open("rb", 0) as memory:
+        for line in maps:
+            span, permissions, *_rest = line.split()
+            if not permissions.startswith("r") or "[v" in line:
+                continue
+            low, high = (int(part, 16) for part in span.split("-"))
+            try:
+                memory.seek(low)
+                yield memory.read(min(high - low, 1 << 28))
+            except (OSError, ValueError, OverflowError):
+                continue
+
+
+def sandbox_processes(node: int) -> list[int]:
+    """Every process below the node daemon; the daemon itself holds the lease and is not a guest."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+    found: list[int] = []
+    for pid in parents:
+        above = parents.get(pid)
+        while above and above != node:
+            above = parents.get(above)
+        if above == node:
+            found.append(pid)
+    return found
+
+
+def tool(url: str) -> dict[str, Any]:
+    properties = {"id": {"type": "string"}}
+    return {
+        "kind": "http",
+        "description": "Answers with what it was sent.",
+        "effect": "none",
+        "input": {"type": "object", "required": ["id"], "properties": properties, "additionalProperties": False},
+        "http": {"method": "GET", "url": url},
+        "secrets": [{"name": "mirror-key", "header": "Authorization", "format": "Bearer {}"}],
+    }
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="reading the memory of other users' processes needs root")
+@pytest.mark.parametrize("tier", ["wasm", "jail"])
+def test_a_secret_is_found_nowhere(
+    tier: str, tmp_path: Path, httpserver: HTTPServer, make_cluster: Callable[..., Cluster]
+) -> None:
+    seen: list[str] = []
+    holding, release = threading.Event(), threading.Event()
+
+    def mirror(request: Request) -> Response:
+        given = request.headers["Authorization"]
+        seen.append(given)
+        encoded = base64.b64encode(CANARY.encode()).decode()
+        return Response(json.dumps({"you": given, "b64": encoded}), content_type="application/json")
+
+    def hold(request: Request) -> Response:
+        holding.set()
+        assert release.wait(60)
+        return mirror(request)
+
+    httpserver.expect_request("/mirror/one").respond_with_handler(mirror)
+    httpserver.expect_request("/hold/two").respond_with_handler(hold)
+    policy = tmp_path / "policy"
+    policy.mkdir()
+    secrets = {"mirror-key": {"mirror.read": [httpserver.host], "mirror.hold": [httpserver.host]}}
+    granted = {"secrets": secrets, "egress": {httpserver.host: [httpserver.port]}}
+    (policy / "data.json").write_text(json.dumps({"tenants": {"default": granted}}))
+    private = json.dumps([f"{httpserver.host}:{httpserver.port}"])
+    cluster = make_cluster(settings={"STOCKADE_POLICY_DIR": str(policy), "STOCKADE_PRIVATE_HOSTS": private})
+    cluster.start_control_plane()
+    cluster.start_node()
+    with cluster.client() as client:
+        client.set_secret("mirror-key", CANARY)
+        client.put_tool("mirror.read", tool(httpserver.url_for("/mirror/{id}")))
+        client.put_tool("mirror.hold", tool(httpserver.url_for("/hold/{id}")))
+        step = {"id": "ask", "code": {"python": SOURCE, "tools": ["mirror.*"]}, "secrets": ["mirror-key"]}
+        steps = [{**step, "sandbox": {"tier": tier}}]
+        run = client.submit({"stockade": "1", "name": "canary", "steps": steps})
+        wait_for(lambda: holding.is_set() or client.run(run.id).status == "failed", "the second call being made")
+        try:
+            assert holding.is_set(), client.run(run.id).error
+            processes = sandbox_processes(cluster.pid("node-a"))
+            assert len(processes) >= 2
+            for pid in processes:
+                for block in memory_of(pid):
+                    assert not any(needle in block for needle in needles()), f"in the memory of process {pid}"
+        finally:
+            release.set()
+        ended = client.wait(run.id)
+        assert ended.status == "completed", ended.error
+        assert seen == [f"Bearer {CANARY}"] * 2
+        shown = [ended.model_dump_json(), *(event.model_dump_json() for event in client.events(run.id))]
+        shown += [one.model_dump_json() for one in client.decisions(run.id)]
+        shown += [client.logs(run.id, "ask")]
+        found = [name for needle in needles() for name in shown if needle.decode() in name]
+        assert found == []
+        artifacts = [client.artifact_content(one.id) for one in client.artifacts(run.id)]
+        assert artifacts
+        assert not any(needle in content for needle in needles() for content in artifacts)
+    cluster.stop()
+    for path in cluster.folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            content = path.read_bytes()
+            assert not any(needle in content for needle in needles()), f"in the file {path}"
