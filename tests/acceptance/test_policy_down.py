@@ -1,0 +1,91 @@
+"""While policy cannot answer nothing executes; what waited for it goes on by itself when it is back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tests.acceptance.cluster import Cluster, wait_for
+
+PROMISED_SECONDS = 0.25
+SLACK_SECONDS = 0.25
+"""The promise is the engine's; a request over HTTP on a loaded machine may take this much longer."""
+
+
+def policy_workers(control: int) -> list[int]:
+    """The control plane's evaluating processes."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            command = (entry / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if parent == control and b"authorization/worker.py" in command:
+            found.append(int(entry.name))
+    return found
+
+
+@contextmanager
+def policy_down(control: int, how: signal.Signals) -> Iterator[None]:
+    """Kill or stop every worker, and every replacement, for as long as the context lasts."""
+    over = threading.Event()
+
+    def work() -> None:
+        while not over.is_set():
+            for pid in policy_workers(control):
+                try:
+                    os.kill(pid, how)
+                except ProcessLookupError:
+                    continue
+            over.wait(0.002)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        for pid in policy_workers(control):
+            os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_nothing_executes_and_the_step_goes_on_later(how: signal.Signals, make_cluster: Callable[..., Cluster]) -> None:
+    cluster = make_cluster()
+    cluster.start_control_plane()
+    cluster.start_node()
+    body = [{"id": "pause", "wait": "1s"}, {"id": "work", "tool": "builtin.noop", "args": {"n": 1}}]
+    workflow = {"stockade": "1", "name": "parks", "steps": body}
+    with cluster.client() as client:
+        run = client.submit(workflow)
+        assert policy_workers(cluster.pid("control"))
+        with policy_down(cluster.pid("control"), how):
+            time.sleep(0.1)  # the workers of this moment are gone
+            began = time.monotonic()
+            # Not through the client: it waits and tries again, as it should.
+            headers = {"Authorization": f"Bearer {cluster.api_key}"}
+            refused = httpx2.post(f"{cluster.url}/v1/runs", json={"workflow": workflow}, headers=headers)
+            seconds = time.monotonic() - began
+            assert (refused.status_code, refused.json()["type"]) == (503, "/problems/policy-unavailable")
+            assert seconds < PROMISED_SECONDS + SLACK_SECONDS
+            wait_for(
+                lambda: ("work", "waiting") in [(s.path, s.status) for s in client.steps(run.id)], "the step parking"
+            )
+            step = client.step(run.id, "work")
+            assert [reason.code for reason in step.waiting] == ["policy_unavailable"]
+            assert step.number == 0
+        ended = client.wait(run.id)
+        assert (ended.status, ended.output["work"]) == ("completed", {"n": 1})
+        assert client.step(run.id, "work").number == 1
