@@ -10,6 +10,9 @@ from pathlib import Path
 
 from stockade.cli import contexts, inputs, places
 from stockade.cli.exits import Exit, Refusal
+from stockade.cli.output import say
+
+SHOW_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,4 +63,54 @@ def serve(options: Options) -> int:
         anyio.run(run_node, config, backend_options={"use_uvloop": True})
     except ConfigError as error:
         raise Refusal(Exit.USAGE, "the node cannot start", where=url, why=str(error)) from None
+    return int(Exit.OK)
+
+
+def prepare(image: str, cache_dir: Path | None) -> int:
+    """Compile an image into the cache, showing how far it is; nodes that share the cache offer it from then on."""
+    import tempfile
+
+    import anyio
+    import anyio.to_thread
+
+    from sandboxes.driver import Driver
+    from sandboxes.errors import DriverFailed
+    from sandboxes.registry import discover
+
+    async def show(driver: Driver) -> None:
+        while True:
+            await anyio.sleep(SHOW_SECONDS)
+            for one in driver.images():
+                if one.image == image:
+                    say(f"{image} {one.fraction:.0%} {one.detail}")
+
+    async def work() -> None:
+        with tempfile.TemporaryDirectory(prefix="stockade-prepare-") as scratch:
+            cache = places.image_cache(cache_dir)
+            drivers, absent = await anyio.to_thread.run_sync(discover, cache, Path(scratch), 0)
+            try:
+                offering = [one for one in drivers.values() if any(image == have.image for have in one.images())]
+                if not offering:
+                    why = "; ".join(absent.values()) or "no tier of this host has it; its package may be missing"
+                    fix = "pip install 'stockade[science]'      (the package of python-data)"
+                    raise Refusal(Exit.NOT_FOUND, "no such image", where=image, why=why, fix=fix)
+                for driver in offering:
+                    async with anyio.create_task_group() as tasks:
+                        tasks.start_soon(show, driver)
+                        await driver.prepare(image)
+                        tasks.cancel_scope.cancel()
+            finally:
+                for driver in drivers.values():
+                    await driver.close()
+
+    failed: list[str] = []
+    try:
+        anyio.run(work)
+    except* Refusal as group:
+        raise group.exceptions[0] from None
+    except* DriverFailed as group:
+        failed = [str(error) for error in group.exceptions]
+    if failed:
+        raise Refusal(Exit.FAILED, "the image could not be prepared", where=image, why=failed[0], fix="stockade doctor")
+    say(f"{image} is ready")
     return int(Exit.OK)

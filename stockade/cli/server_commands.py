@@ -96,6 +96,17 @@ def join_token(output: Output = Format.TABLE) -> None:
         resources.join_token(client, output)
 
 
+@node_app.command("prepare")
+def node_prepare(
+    image: Annotated[str, typer.Argument(help="such as python-data")],
+    cache_dir: Annotated[Path | None, typer.Option(help="default: ~/.cache/stockade/images")] = None,
+) -> int:
+    """Compile an image for this host's nodes now; takes a minute or two, once."""
+    from stockade.cli import node as node_module
+
+    return node_module.prepare(image, cache_dir)
+
+
 @policy_app.command("test")
 def policy_test(directory: Annotated[Path | None, typer.Argument(metavar="[DIR]")] = None) -> int:
     """Run every test_ rule, with coverage. Needs no server."""
