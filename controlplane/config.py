@@ -18,7 +18,7 @@ class Settings(BaseSettings):
     state_dir: Path = Path("~/.stockade/server")
     """Holds the database, artifacts, output logs and key files; made with mode 0700."""
     host: str = "127.0.0.1"
-    port: int = Field(default=7340, ge=0, le=65535)
+    port: int = Field(default=7373, ge=0, le=65535)
     tenant: str = Field(default="default", pattern=r"^[a-z][a-z0-9-]{0,62}$")
 
     lease_seconds: float = Field(default=15.0, gt=0)

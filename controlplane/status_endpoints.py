@@ -12,14 +12,16 @@ from fastapi import Path as PathParameter
 from fastapi.responses import JSONResponse
 
 from controlplane.dependencies import AnyKey, ServicesDep
-from controlplane.errors import KINDS, Slug, not_found
+from controlplane.errors import Slug, not_found
 from controlplane.runs.journal import JournalFailed
 from controlplane.runs.queries import open_runs
 from controlplane.strict_route import StrictRoute
 from controlplane.workflows.spec import Workflow
 
 router = APIRouter(tags=["status"], route_class=StrictRoute)
-PAGES = Path(__file__).parents[1] / "docs" / "problems"
+_PACKAGED = Path(__file__).with_name("problem_pages")
+# The wheel carries the pages inside this package; a checkout has them in its documentation.
+PAGES = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[1] / "docs" / "problems"
 
 
 @router.get("/v1/status")
@@ -73,8 +75,4 @@ async def problem_page(slug: Annotated[str, PathParameter(pattern=r"^[a-z][a-z-]
 
 
 def _page(slug: Slug) -> str:
-    try:
-        return (PAGES / f"{slug.value}.md").read_text("utf-8")
-    except FileNotFoundError:
-        # An installed package does not carry the documentation folder.
-        return f"# {KINDS[slug][1]}\n\nHTTP {KINDS[slug][0]}.\n"
+    return (PAGES / f"{slug.value}.md").read_text("utf-8")
