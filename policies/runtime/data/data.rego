@@ -17,7 +17,10 @@ decision := {"allow": true, "reasons": [], "obligations": []} if {
 
 refusals contains reason if some reason in data.tenant.data.deny
 
-granted if grants.names(data.tenants[input.tenant].data, input.data_name)
+granted if {
+	t := data.tenants[input.tenant]
+	grants.names(t.data, input.data_name)
+}
 
 contained if not contains(input.uri, "..")
 

@@ -22,7 +22,8 @@ declared if grants.lists(input.declared_hosts, input.destination.host)
 
 # tenants.T.egress: {host: true | [ports]}
 listed if {
-	grants.reaches(data.tenants[input.tenant].egress, input.destination.host, input.destination.port)
+	t := data.tenants[input.tenant]
+	grants.reaches(t.egress, input.destination.host, input.destination.port)
 }
 
 refusals contains {

@@ -22,7 +22,8 @@ named if input.secret in input.step_secrets
 
 # tenants.T.secrets: {secret: {tool: [hosts]}}
 bound if {
-	hosts := data.tenants[input.tenant].secrets[input.secret][input.tool]
+	t := data.tenants[input.tenant]
+	hosts := t.secrets[input.secret][input.tool]
 	grants.lists(hosts, input.destination.host)
 }
 

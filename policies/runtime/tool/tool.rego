@@ -26,12 +26,15 @@ step_grants if {
 }
 
 # tenants.T.builtins and tenants.T.tools: {name or pattern: true}
+# Binding the tenant first halves the rule: a longer path into `data` is looked for among the rules as well.
 tenant_grants if {
+	t := data.tenants[input.tenant]
 	input.tool.kind == "builtin"
-	data.tenants[input.tenant].builtins[input.tool.name]
+	t.builtins[input.tool.name]
 } else if {
+	t := data.tenants[input.tenant]
 	input.tool.kind == "http"
-	grants.names(data.tenants[input.tenant].tools, input.tool.name)
+	grants.names(t.tools, input.tool.name)
 }
 
 refusals contains {
