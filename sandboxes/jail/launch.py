@@ -25,7 +25,7 @@ from sandboxes.spec import Limits, Strength
 _JOIN = """
 n=$1; shift
 while [ "$n" -gt 0 ]; do
-  echo $$ >"$1/cgroup.procs" || exit 125
+  echo 0 >"$1" || exit 125
   shift; n=$((n-1))
 done
 exec "$@"
@@ -120,7 +120,7 @@ def _anonymous(stack: contextlib.ExitStack, name: str, data: bytes) -> int:
 
 def _outside(box: Box) -> list[str]:
     if box.group is not None:
-        return ["/bin/sh", "-c", _JOIN, "sh", str(len(box.group.folders)), *(str(each) for each in box.group.folders)]
+        return ["/bin/sh", "-c", _JOIN, "sh", str(len(box.group.joins)), *(str(each) for each in box.group.joins)]
     if os.geteuid() == 0:
         return ["setpriv", f"--reuid={box.uid}", f"--regid={box.uid}", "--clear-groups", "--"]
     return []

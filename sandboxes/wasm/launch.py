@@ -31,7 +31,7 @@ from sandboxes.wasm.tmpfs import bound_tmpfs, detach, mount_tmpfs
 
 _CODE_ROOT = Path(sandboxes.__file__).resolve().parent.parent
 _BOOT = "import sys; sys.path.insert(0, {root!r}); from sandboxes.wasm.worker import main; main()"
-_JOIN = 'for f in $GROUPS_TO_JOIN; do echo $$ > "$f/cgroup.procs" || exit 97; done; unset GROUPS_TO_JOIN; exec "$@"'
+_JOIN = 'for f in $GROUPS_TO_JOIN; do echo 0 > "$f" || exit 97; done; unset GROUPS_TO_JOIN; exec "$@"'
 _FIRST_UID = 1_500_000_000
 _UIDS = 100_000_000
 _UNCLAIMED_BYTES = 1 << 40  # only our own code runs before the claim, and v1 lets bounds sink but not rise
@@ -171,7 +171,7 @@ def spawn(state_dir: Path, module: Path, library: Path | None, *, fuel: bool, wa
         if walls.hierarchy is not None:
             group = Group(walls.hierarchy, f"stockade-wasm-{name}")
             group.create(Limits(memory_bytes=_UNCLAIMED_BYTES))
-            env = {"GROUPS_TO_JOIN": " ".join(str(path) for path in group.folders)}
+            env = {"GROUPS_TO_JOIN": " ".join(str(path) for path in group.joins)}
             command = ["/bin/sh", "-c", _JOIN, "sh", *command]
         process = subprocess.Popen(
             command,
