@@ -12,7 +12,6 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ def run(argv: list[str]) -> dict[str, Any]:
     parser = argparse.ArgumentParser(prog="python -m benchmarks engine", description=__doc__)
     parser.add_argument("--window", type=float, default=15.0, help="seconds of each measurement")
     parser.add_argument("--runs", type=int, default=64, help="runs open at once")
-    parser.add_argument("--steps", type=int, default=900, help="sequential steps of a run, at most 1000")
+    parser.add_argument("--steps", type=int, default=20_000, help="sequential steps of a run")
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="stockade-bench-") as folder:
         state = Path(folder)
@@ -37,11 +36,10 @@ def run(argv: list[str]) -> dict[str, Any]:
             up = subprocess.Popen([*command, "--state-dir", str(state)], stdout=banner)
             try:
                 client = _client(up, state)
-                api_key = (state / "control" / "admin.key").read_text().strip()
                 with client:
                     low = _low_load(client)
                     database = state / "control" / "stockade.db"
-                    rates = [_throughput(client, api_key, database, options, width) for width in (1, options.runs)]
+                    rates = [_throughput(client, database, options, width) for width in (1, options.runs)]
             finally:
                 up.terminate()
                 up.wait(60)
@@ -70,9 +68,19 @@ def _client(up: subprocess.Popen[bytes], state: Path) -> Client:
     raise SystemExit("stockade up did not get ready")
 
 
-def _chain(steps: int) -> dict[str, Any]:
-    body = [{"id": f"s{index}", "tool": "builtin.noop", "args": {"n": index}} for index in range(steps)]
-    return {"stockade": "1", "name": "noop-chain", "steps": body}
+STEP: dict[str, Any] = {"stockade": "1", "name": "noop", "steps": [{"id": "s", "tool": "builtin.noop"}]}
+# Sequential steps without a definition that grows with them: a map of width one, every item a step of its own.
+CHAIN: dict[str, Any] = {
+    "stockade": "1",
+    "name": "noop-chain",
+    "steps": [
+        {
+            "id": "chain",
+            "map": {"over": "${input.items}", "as": "n", "concurrency": 1},
+            "do": [{"id": "s", "tool": "builtin.noop", "args": {"n": "${n}"}}],
+        }
+    ],
+}
 
 
 def _low_load(client: Client, count: int = 100) -> dict[str, Any]:
@@ -80,7 +88,7 @@ def _low_load(client: Client, count: int = 100) -> dict[str, Any]:
     submits, steps = [], []
     for _ in range(count):
         began = time.perf_counter()
-        run_id = client.submit(_chain(1)).id
+        run_id = client.submit(STEP).id
         submits.append(time.perf_counter() - began)
         client.wait(run_id)
         done = next(event for event in client.events(run_id) if event.type == "step.completed")
@@ -88,35 +96,24 @@ def _low_load(client: Client, count: int = 100) -> dict[str, Any]:
     return {"submit_seconds": summary(submits), "step_ready_to_done_seconds": summary(steps)}
 
 
-def _throughput(
-    client: Client, api_key: str, database: Path, options: argparse.Namespace, width: int
-) -> dict[str, Any]:
-    """``width`` runs of sequential steps kept open for the window; steps completed in it, by the journal."""
-    stop = threading.Event()
-
-    def keep_busy() -> None:
-        with Client(client.url, api_key=api_key, timeout=120) as own:
-            while not stop.is_set():
-                run_id = own.submit(_chain(options.steps)).id
-                own.wait(run_id)
-
-    threads = [threading.Thread(target=keep_busy, daemon=True) for _ in range(width)]
-    for thread in threads:
-        thread.start()
+def _throughput(client: Client, database: Path, options: argparse.Namespace, width: int) -> dict[str, Any]:
+    """``width`` runs of sequential steps, longer than the window; steps completed in it, by the journal."""
+    runs = [client.submit(CHAIN, {"items": list(range(options.steps))}).id for _ in range(width)]
     time.sleep(2.0)
     before, began = _completed(database), time.monotonic()
     time.sleep(options.window)
     after, seconds = _completed(database), time.monotonic() - began
-    stop.set()
-    for run_ in client.runs(status="running").data:
-        client.cancel(run_.id)
-    for thread in threads:
-        thread.join(60)
+    unfinished = [run_id for run_id in runs if client.run(run_id).status == "running"]
+    for run_id in unfinished:
+        client.cancel(run_id)
+    for run_id in unfinished:
+        client.wait(run_id)
     return {
         "runs": width,
         "window_seconds": round(seconds, 2),
         "steps": after - before,
         "rate": (after - before) / seconds,
+        "runs_busy_to_the_end": len(unfinished),
     }
 
 

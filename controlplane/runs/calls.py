@@ -12,7 +12,7 @@ from typing import Any
 from controlplane.runs.controller import call_write
 from controlplane.runs.state import CallState, RunState, StepState
 from controlplane.runs.work import ToolCall
-from controlplane.store import Write, canonical
+from controlplane.store import Write, canonical, encoded
 
 
 def authorized(run: RunState, step: StepState, call: ToolCall, attempt: str, number: int, decision: str) -> Write:
@@ -61,7 +61,7 @@ def _write(run: RunState, step: StepState, state: CallState) -> Write:
             "args": state.args,
             "decision": state.decision,
             "ok": state.ok,
-            "result": canonical(state.result) if done else None,
+            "result": encoded(state.result) if done else None,
             "labels": "{}",
             "created_ns": now,
             "recorded_ns": now if done else None,

@@ -24,7 +24,7 @@ from controlplane.runs.hub import Hub
 from controlplane.runs.journal import Journal, JournalFailed
 from controlplane.runs.state import RunState, StepState, error_value
 from controlplane.runs.transitions import Machine, Outcome
-from controlplane.store import Write, canonical, insert, upsert
+from controlplane.store import Write, encoded, insert, upsert
 from controlplane.tables import CallRow, DecisionRow
 from dataplane.protocol import Directive
 
@@ -83,8 +83,6 @@ class Controller:
             self.ready_event.set()
 
     def _queue(self, run: RunState, outcome: Outcome, done: Decided | None) -> None:
-        latest = run.events
-
         def committed(error: BaseException | None) -> None:
             if error is not None:
                 self._park(run, error)
@@ -95,7 +93,7 @@ class Controller:
                     self.runs.pop(run.id, None)
                     self.pinned.pop(run.id, None)
                 if outcome.events:
-                    self.hub.committed(run.id, latest, outcome.finished)
+                    self.hub.committed(run.id, outcome.events, outcome.finished)
             if done is not None:
                 done(error)
 
@@ -219,12 +217,12 @@ def decision_write(tenant: str, decision: Decision, run: str | None, path: str, 
             "path": path,
             "entry": decision.entry.value,
             "allow": decision.allow,
-            "reasons": canonical(shown["reasons"]),
-            "obligations": canonical(shown["obligations"]),
+            "reasons": encoded(shown["reasons"]),
+            "obligations": encoded(shown["obligations"]),
             "revision": decision.revision,
             "engine": decision.engine,
             "input_digest": decision.input_digest,
-            "input": canonical(shown["input"]),
+            "input": encoded(shown["input"]),
             "failure": decision.failure,
             "at_ns": now_ns,
         },

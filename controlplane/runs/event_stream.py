@@ -22,11 +22,14 @@ async def event_stream(
     shown: dict[str, Mapping[str, Any]] = {}
     async with hub.subscribe(run_id) as news:
         while True:
-            # Status before events: if it has ended by then, its last event is among those read next.
-            status = await store.read(lambda session: run_status(session, tenant, run_id))
             position = after
-            newer = partial(events_after, tenant=tenant, run_id=run_id, after=position, limit=_BATCH)
-            events = await store.read(newer)
+            events = news.since(position)
+            status: str | None = "running"
+            if events is None:
+                # Status before events: if it has ended by then, its last event is among those read next.
+                status = await store.read(lambda session: run_status(session, tenant, run_id))
+                newer = partial(events_after, tenant=tenant, run_id=run_id, after=position, limit=_BATCH)
+                events = await store.read(newer)
             for event in events:
                 after = event["seq"]
                 yield _encoded(event)

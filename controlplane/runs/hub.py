@@ -1,14 +1,24 @@
-"""Who waits for a run's events: woken after the commit, never before. Live progress is not stored."""
+"""Who waits for a run's events: given them after the commit, never before. Live progress is not stored."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections import deque
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+from controlplane.times import rfc3339
+
 LIVE_RUNS = 1024
 LIVE_STEPS = 256
+RECENT = 1000
+"""Events a slow reader is kept; one that falls further behind reads the store again."""
+
+
+def event_json(run: str, *, seq: int, type: str, path: str, at_ns: int, data: Any) -> dict[str, Any]:
+    """An event as the API shows it."""
+    return {"seq": seq, "type": type, "run": run, "path": path, "at": rfc3339(at_ns), "data": data}
 
 
 class Subscription:
@@ -16,6 +26,7 @@ class Subscription:
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
+        self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
         self._latest = 0
         self._ended = False
         self._news = False
@@ -32,8 +43,15 @@ class Subscription:
             return
         self._news = False
 
-    def committed(self, latest: int, ended: bool) -> None:
-        self._latest = max(self._latest, latest)
+    def since(self, after_seq: int) -> list[dict[str, Any]] | None:
+        """Durable events past ``after_seq``, or ``None`` if only the store has all of them."""
+        if self._recent and self._recent[0]["seq"] <= after_seq + 1:
+            return [event for event in self._recent if event["seq"] > after_seq]
+        return None
+
+    def committed(self, events: Sequence[dict[str, Any]], ended: bool) -> None:
+        self._recent.extend(events)
+        self._latest = max(self._latest, *(event["seq"] for event in events))
         self._ended = self._ended or ended
         self._event.set()
 
@@ -66,12 +84,15 @@ class Hub:
         """The latest progress of running steps: path -> {fraction, text, at}."""
         return self._live.get(run_id, {})
 
-    def committed(self, run_id: str, latest: int, ended: bool) -> None:
-        """Events up to ``latest`` are durable."""
+    def committed(self, run_id: str, events: Sequence[dict[str, Any]], ended: bool) -> None:
+        """These events, at least one, are durable; they are the machine's own (``seq type path at_ns data``)."""
         if ended:
             self._live.pop(run_id, None)
-        for reader in self._readers.get(run_id, ()):
-            reader.committed(latest, ended)
+        readers = self._readers.get(run_id)
+        if readers:
+            shown = [event_json(run_id, **event) for event in events]
+            for reader in readers:
+                reader.committed(shown, ended)
 
     def progress(self, run_id: str, path: str, progress: dict[str, Any]) -> None:
         """Something to show now and forget."""

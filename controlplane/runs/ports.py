@@ -13,6 +13,9 @@ from controlplane.workflows.compiled import CompiledWorkflow
 class Subscription(Protocol):
     """Waits for news of one run."""
 
+    def since(self, after_seq: int) -> list[dict[str, Any]] | None:
+        """Durable events past ``after_seq``, or ``None`` if only the store has all of them."""
+
     async def wait(self, after_seq: int, timeout: float) -> None:  # noqa: ASYNC109
         """Return when the run has committed events after ``after_seq``, new live progress, or after ``timeout`` s."""
 

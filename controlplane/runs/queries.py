@@ -9,6 +9,7 @@ from sqlalchemy import func
 from sqlmodel import Session, and_, col, or_, select
 
 from controlplane.pages import page, text_cursor, time_cursor, write_cursor
+from controlplane.runs.hub import event_json
 from controlplane.tables import EventRow, RunDefinitionRow, RunRow, StepRow, partition_of
 from controlplane.times import rfc3339
 
@@ -72,14 +73,7 @@ def events_after(session: Session, tenant: str, run_id: str, after: int, limit: 
         .limit(limit)
     )
     return [
-        {
-            "seq": row.seq,
-            "type": row.type,
-            "run": row.run,
-            "path": row.path,
-            "at": rfc3339(row.at_ns),
-            "data": json.loads(row.data),
-        }
+        event_json(row.run, seq=row.seq, type=row.type, path=row.path, at_ns=row.at_ns, data=json.loads(row.data))
         for row in session.exec(query).all()
     ]
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from controlplane.store import Write, canonical, upsert
+from controlplane.store import Write, encoded, upsert
 from controlplane.tables import StepRow, partition_of
 from controlplane.workflows.expressions import Scope
 from controlplane.workflows.graph import Block, CompiledStep, CompiledWorkflow
@@ -146,7 +146,7 @@ def step_write(run: RunState, step: StepState) -> Write:
     """The step's row as it stands."""
 
     def text(value: Any) -> str | None:
-        return None if value is None else canonical(value)
+        return None if value is None else encoded(value)
 
     return upsert(
         StepRow,
@@ -172,7 +172,7 @@ def step_write(run: RunState, step: StepState) -> Write:
             "detail": text(step.detail) if step.detail else None,
             "placement": text(step.placement),
             "report": text(step.report),
-            "labels": canonical(step.labels) if step.labels else "{}",
+            "labels": encoded(step.labels) if step.labels else "{}",
             "started_ns": step.started_ns,
             "finished_ns": step.finished_ns,
         },

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from controlplane.runs.control import ControlVerbs
 from controlplane.runs.state import Frame, RunState, StepState, error_value, step_write
-from controlplane.store import Write, canonical, insert
+from controlplane.store import Write, encoded, insert
 from controlplane.tables import EventRow, RunRow
 from controlplane.workflows.expressions import ExpressionFailed
 from controlplane.workflows.spec import Verb
@@ -234,7 +234,8 @@ class Machine(ControlVerbs):
             frame.failure = {**(error or {}), "path": (error or {}).get("path", step.path)}
             self.cancel_frame(frame, f"{step.path} failed")
         if frame.failure is None and not frame.cancelled:
-            self._ready.extend(s for s in frame.steps.values() if s.status == "pending" and self._free(s))
+            after = (frame.steps[name] for name in frame.block.dependents[step.spec.id])
+            self._ready.extend(s for s in after if s.status == "pending" and self._free(s))
         if frame.unfinished == 0 and frame.owner is not None:
             self.frame_done(frame)
 
@@ -351,7 +352,7 @@ class Machine(ControlVerbs):
 def event_write(run: RunState, event: dict[str, Any]) -> Write:
     """One event's row."""
     row = {"tenant": run.tenant, "partition": run.partition, "run": run.id, "v": 1}
-    return insert(EventRow, {**row, **event, "data": canonical(event["data"])})
+    return insert(EventRow, {**row, **event, "data": encoded(event["data"])})
 
 
 _HEAD = (
@@ -363,7 +364,7 @@ _HEAD = (
 def head_write(run: RunState, now_ns: int) -> Write:
     """The run's row, one ``seq`` on; it does not apply, and fails the transition, if another was there first."""
     run.seq += 1
-    output = None if run.status != "completed" else canonical(run.output)
-    error = None if run.error is None else canonical(run.error)
+    output = None if run.status != "completed" else encoded(run.output)
+    error = None if run.error is None else encoded(run.error)
     row = (run.seq, run.status, output, error, run.decisions, run.denied, now_ns, run.finished_ns)
     return Write(_HEAD, (*row, run.tenant, run.partition, run.id, run.seq - 1))

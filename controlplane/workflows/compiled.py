@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from controlplane.workflows.expressions import Template
@@ -75,6 +76,15 @@ class Block:
 
     steps: tuple[CompiledStep, ...]
     by_id: Mapping[str, int]
+
+    @cached_property
+    def dependents(self) -> Mapping[str, tuple[str, ...]]:
+        """Who may become free when a step ends: id -> ids that need it."""
+        found: dict[str, list[str]] = {step.id: [] for step in self.steps}
+        for step in self.steps:
+            for need in step.needs:
+                found[need].append(step.id)
+        return {need: tuple(ids) for need, ids in found.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

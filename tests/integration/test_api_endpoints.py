@@ -40,6 +40,9 @@ class QuietHub:
     async def subscribe(self, run_id: str) -> AsyncIterator[QuietHub]:
         yield self
 
+    def since(self, after_seq: int) -> None:
+        return None
+
     async def wait(self, after_seq: int, timeout: float) -> None:  # noqa: ASYNC109 - the port is so
         raise AssertionError("the stream should have ended")
 

@@ -153,7 +153,8 @@ async def test_a_stream_wakes_for_events_shows_progress_and_ends(tmp_path: Path)
             assert b"event: step.progress" in shown
             assert shown.startswith(b"id: 1\n")
             await journal.write([event(2, "run.completed")])
-            hub.committed(RUN, 2, True)
+            ended = {"seq": 2, "type": "run.completed", "path": "", "at_ns": 2, "data": {}}
+            hub.committed(RUN, [ended], True)
             rest = [chunk async for chunk in stream if chunk != b": heartbeat\n\n"]
         assert len(rest) == 1
         assert rest[0].startswith(b"id: 2\nevent: run.completed\n")
