@@ -8,5 +8,6 @@ ledger       reserve: capacity left during one call
 scoreboard   filter and score of one shape of demand, kept current
 blocking     why nothing fits, and the nearest fix
 explanation  what a decision says about itself
+quick        the same decision for plain tool calls on few nodes
 planner      plan(snapshot, demands)
 """

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
+from operator import attrgetter
 from typing import TypeVar
 
 import numpy as np
@@ -82,6 +83,12 @@ def _floats(values: Iterable[float], *, low: float, high: float, unknown: float)
     return np.clip(column, low, high)
 
 
+_AMOUNTS = attrgetter(
+    *("cpu_milli_free", "memory_free", "slots_free", "gpu_free"),
+    *("cpu_milli_total", "memory_total", "slots_total", "gpu_total", "gpu_memory_bytes"),
+)
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """All nodes at one instant, in a fixed order: ties between equal nodes go to the first."""
@@ -92,41 +99,43 @@ class Snapshot:
         return len(self.nodes)
 
     @cached_property
+    def _amounts(self) -> tuple[Ints, ...]:
+        """Every amount, one column each in the order of ``_AMOUNTS``: one pass over the nodes instead of nine."""
+        listed = list(map(_AMOUNTS, self.nodes))
+        try:
+            table = np.array(listed, dtype=np.int64)
+        except OverflowError:
+            table = np.array([[max(0, min(value, LARGEST)) for value in row] for row in listed], dtype=np.int64)
+        columns = table.reshape(len(listed), 9).T.copy()
+        np.clip(columns, 0, LARGEST, out=columns)
+        # Free capacity never exceeds the total, whatever the node says.
+        np.minimum(columns[:4], columns[4:8], out=columns[:4])
+        return tuple(columns)
+
+    @property
+    def free(self) -> tuple[Ints, ...]:
+        """Four columns: free CPU in milli-CPU, memory in bytes, slots, GPUs; each at most the total."""
+        return self._amounts[:4]
+
+    @property
     def cpu_total(self) -> Ints:
-        return _ints(node.cpu_milli_total for node in self.nodes)
+        return self._amounts[4]
 
-    @cached_property
+    @property
     def memory_total(self) -> Ints:
-        return _ints(node.memory_total for node in self.nodes)
+        return self._amounts[5]
 
-    @cached_property
+    @property
     def slots_total(self) -> Ints:
-        return _ints(node.slots_total for node in self.nodes)
+        return self._amounts[6]
 
-    @cached_property
+    @property
     def gpu_total(self) -> Ints:
-        return _ints(node.gpu_total for node in self.nodes)
+        return self._amounts[7]
 
-    @cached_property
+    @property
     def gpu_memory(self) -> Ints:
-        return _ints(node.gpu_memory_bytes for node in self.nodes)
-
-    @cached_property
-    def cpu_free(self) -> Ints:
-        """Free capacity never exceeds the total, whatever the node says."""
-        return np.minimum(_ints(node.cpu_milli_free for node in self.nodes), self.cpu_total)
-
-    @cached_property
-    def memory_free(self) -> Ints:
-        return np.minimum(_ints(node.memory_free for node in self.nodes), self.memory_total)
-
-    @cached_property
-    def slots_free(self) -> Ints:
-        return np.minimum(_ints(node.slots_free for node in self.nodes), self.slots_total)
-
-    @cached_property
-    def gpu_free(self) -> Ints:
-        return np.minimum(_ints(node.gpu_free for node in self.nodes), self.gpu_total)
+        return self._amounts[8]
 
     @cached_property
     def bandwidth(self) -> Floats:

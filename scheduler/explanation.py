@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
+from json.encoder import encode_basestring_ascii as quoted
 
 
 class ReasonCode(StrEnum):
@@ -64,8 +66,13 @@ class Candidate:
     def to_json(self) -> dict[str, object]:
         return {"node": self.node, "cost_seconds": self.cost_seconds, "terms": dict(self.terms)}
 
+    def text(self) -> str:
+        """``to_json`` as JSON text, by hand: an encoder costs several times as much for so small a value."""
+        terms = ",".join([f'"{name}":{seconds!r}' for name, seconds in self.terms.items()])
+        return f'{{"node":{quoted(self.node)},"cost_seconds":{self.cost_seconds!r},"terms":{{{terms}}}}}'
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Explanation:
     """``candidates`` nodes were looked at; ``filtered`` counts those excluded, each under its first failing filter,
     so ``candidates - sum(filtered)`` nodes fit, and ``top`` holds the best three of them, the chosen one first.
@@ -83,3 +90,10 @@ class Explanation:
             "filtered": {code.value: count for code, count in self.filtered.items()},
             "top": [candidate.to_json() for candidate in self.top],
         }
+
+    @cached_property
+    def text(self) -> str:
+        """``to_json`` as JSON text, made once: a batch that shares an explanation pays for one."""
+        filtered = ",".join([f'"{code.value}":{count}' for code, count in self.filtered.items()])
+        top = ",".join([candidate.text() for candidate in self.top])
+        return f'{{"candidates":{self.candidates},"filtered":{{{filtered}}},"top":[{top}]}}'

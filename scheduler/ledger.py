@@ -32,10 +32,7 @@ class Ledger:
     """What is left on each node. ``changes`` lists touched rows in order, so readers can catch up cheaply."""
 
     def __init__(self, snapshot: Snapshot) -> None:
-        self.cpu = snapshot.cpu_free.copy()
-        self.memory = snapshot.memory_free.copy()
-        self.slots = snapshot.slots_free.copy()
-        self.gpu = snapshot.gpu_free.copy()
+        self.cpu, self.memory, self.slots, self.gpu = (column.copy() for column in snapshot.free)
         self.changes: list[int] = []
         self._snapshot = snapshot
         self._warm: dict[tuple[str, str | None], Ints] = {}

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from scheduler.blocking import reasons_for
 from scheduler.cluster import Snapshot
 from scheduler.demand import Demand, Shape, shape_of
 from scheduler.explanation import Explanation, Reason
 from scheduler.ledger import Ledger
+from scheduler.quick import NODES_MOST, alike_and_plain, quick
 from scheduler.scoreboard import Scoreboard
 
 
@@ -49,6 +51,15 @@ class Plan:
 
 def plan(snapshot: Snapshot, demands: Sequence[Demand]) -> Plan:
     """Place what fits. Deterministic; changes neither argument; asking costs nothing, so ``validate`` asks too."""
+    if demands and 0 < len(snapshot) <= NODES_MOST and alike_and_plain(demands):
+        chunks = quick(snapshot.nodes, demands[0], len(demands))
+        if chunks is not None:
+            return _all_placed(snapshot, demands, chunks)
+    return by_boards(snapshot, demands)
+
+
+def by_boards(snapshot: Snapshot, demands: Sequence[Demand]) -> Plan:
+    """``plan`` for every cluster and every queue, on columns."""
     ledger = Ledger(snapshot)
     boards: dict[Shape, Scoreboard] = {}
     stuck: dict[Shape, tuple[tuple[Reason, ...], Explanation]] = {}
@@ -75,6 +86,16 @@ def plan(snapshot: Snapshot, demands: Sequence[Demand]) -> Plan:
             ledger.reserve(row, board.needs, count, board.tier_at(row), batch[0].image)
             batch = batch[count:]
     return Plan(placements=tuple(placements), waiting=tuple(waiting))
+
+
+def _all_placed(snapshot: Snapshot, demands: Sequence[Demand], chunks: list[tuple[int, int, Explanation]]) -> Plan:
+    queue = iter(demands)
+    placements = [
+        Placement(demand=demand.id, node=snapshot.nodes[row].id, tier=None, image=None, explanation=why)
+        for row, count, why in chunks
+        for demand in islice(queue, count)
+    ]
+    return Plan(placements=tuple(placements), waiting=())
 
 
 def _placed(snapshot: Snapshot, board: Scoreboard, row: int, demands: Sequence[Demand]) -> list[Placement]:

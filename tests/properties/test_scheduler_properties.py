@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import defaultdict
 from dataclasses import replace
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from scheduler.cluster import NodeView, Snapshot, Unschedulable
 from scheduler.demand import DataNeed, Demand
-from scheduler.planner import Placement, plan
+from scheduler.planner import Placement, by_boards, plan
 
 KEYS = ("data://a", "data://b", "sha256:1")
 IMAGES = ("python", "python-data")
@@ -189,3 +190,20 @@ def test_a_batch_is_placed_as_one_by_one(snapshot: Snapshot, queue: tuple[Demand
 def test_another_node_never_makes_a_demand_wait(snapshot: Snapshot, extra: NodeView, asked: Demand) -> None:
     more = Snapshot((*snapshot.nodes, replace(extra, id="extra", name="extra")))
     assert len(plan(more, [asked]).placements) >= len(plan(snapshot, [asked]).placements)
+
+
+@settings(max_examples=300, deadline=None)
+@given(clusters(), st.integers(0, 3), st.integers(0, 3), st.integers(1, 12))
+def test_plain_tool_calls_on_few_nodes_are_decided_as_boards_decide(
+    snapshot: Snapshot, cpu: int, memory: int, count: int
+) -> None:
+    queue = [Demand(id=f"d{position}", cpu_milli=cpu, memory_bytes=memory) for position in range(count)]
+    assert plan(snapshot, queue) == by_boards(Snapshot(snapshot.nodes), queue)
+
+
+@settings(max_examples=100, deadline=None)
+@given(clusters(), queues())
+def test_an_explanations_text_is_its_json(snapshot: Snapshot, queue: tuple[Demand, ...]) -> None:
+    result = plan(snapshot, queue)
+    for why in [one.explanation for one in (*result.placements, *result.waiting)]:
+        assert json.loads(why.text) == why.to_json()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -186,6 +187,14 @@ def test_the_explanation_counts_every_node_once_and_prints_as_json() -> None:
     assert printed["candidates"] == 4
     assert printed["filtered"] == {"cordoned": 1, "slots": 1}
     assert [top.node for top in placement.explanation.top] == ["id-c", "id-d"]
+
+
+def test_an_explanations_text_is_its_json_whatever_a_node_calls_itself() -> None:
+    odd = node("a", id='a"\\\n\u2028ü', gpu_total=1, wait_seconds=0.25)
+    for asked in (demand(), demand(tier=None), demand(labels={"zone": "x"})):
+        result = plan(Snapshot((odd, node("b", slots_free=0))), [asked])
+        (why,) = [one.explanation for one in (*result.placements, *result.waiting)]
+        assert json.loads(why.text) == why.to_json()
 
 
 def test_a_node_that_lies_harms_only_itself() -> None:
