@@ -1,8 +1,9 @@
 """First program of every Python guest: take one job from the channel, run it, send its result.
 
-    python -I -X utf8 runner.py (fd|socket) NUMBER
+    python -I -X utf8 runner.py (fd|socket) NUMBER [LIMITS SITE]
 
-``NUMBER`` is the channel's file descriptor. The host sends one frame
+``NUMBER`` is the channel's file descriptor. ``LIMITS`` (``NOFILE=256,CORE=0``) are resource limits to lower first;
+``SITE`` are package folders joined by colons, for an interpreter started with ``-S``. The host sends one frame
 ``{"source", "call", "args", "inputs", "env", "cwd"}``; at the end this sends ``{"result": value}`` or
 ``{"schema_error": text}`` or neither, and exits: 0, the guest's own ``SystemExit`` code, or 1 after an exception,
 whose traceback is on stderr. Standard library only: it runs on whatever Python is inside.
@@ -11,9 +12,7 @@ whose traceback is on stderr. Standard library only: it runs on whatever Python 
 # Imports are few and late: a cold start pays for each.
 from __future__ import annotations
 
-import _ast
 import io
-import json
 import os
 import sys
 
@@ -36,8 +35,12 @@ class _NotJson(Exception):
     pass
 
 
-def main(kind: str, fd: int) -> int:
+def main(kind: str, fd: int, limits: str = "", site: str = "") -> int:
     """Run the job; returns the exit code."""
+    if limits:
+        _lower(limits)
+    if sys.flags.no_site:
+        _stand_in_for_site(site)
     tools._open(kind, fd)
     job = tools._receive()
     tools.inputs.update(job.get("inputs", {}))
@@ -61,19 +64,41 @@ def main(kind: str, fd: int) -> int:
     return 0
 
 
+def _lower(limits: str) -> None:
+    import resource
+
+    for bound in limits.split(","):
+        name, _, value = bound.partition("=")
+        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (int(value), int(value)))
+
+
+def _stand_in_for_site(folders: str) -> None:
+    """What guests miss without ``site``: the package folders and three builtins."""
+    import _sitebuiltins
+    import builtins
+
+    sys.path += [folder for folder in folders.split(os.pathsep) if folder]
+    builtins.exit = _sitebuiltins.Quitter("exit", "Ctrl-D (i.e. EOF)")
+    builtins.quit = _sitebuiltins.Quitter("quit", "Ctrl-D (i.e. EOF)")
+    builtins.help = _sitebuiltins._Helper()
+
+
 def _run(source: str, call: str | None, args: list[Any]) -> Any:
     module = type(sys)("__main__")
     module.__file__ = NAME
     sys.modules["__main__"] = module
-    tree = compile(source, NAME, "exec", _ONLY_AST)
-    last = None
-    if call is None and tree.body and isinstance(tree.body[-1], _ast.Expr):
-        last = _ast.Expression(tree.body.pop().value)
-    exec(compile(tree, NAME, "exec"), module.__dict__)  # noqa: S102  (running it is the job)
     if call is not None:
+        exec(compile(source, NAME, "exec"), module.__dict__)  # noqa: S102  (running it is the job)
         if call not in module.__dict__:
             raise NameError(f"the source defines no function {call!r}")
         return _Returned(module.__dict__[call](*args))
+    import _ast
+
+    tree = compile(source, NAME, "exec", _ONLY_AST)
+    last = None
+    if tree.body and isinstance(tree.body[-1], _ast.Expr):
+        last = _ast.Expression(tree.body.pop().value)
+    exec(compile(tree, NAME, "exec"), module.__dict__)  # noqa: S102  (as above)
     if last is not None:
         value = eval(compile(last, NAME, "eval"), module.__dict__)  # noqa: S307  (as above)
         if value is not None:
@@ -94,12 +119,13 @@ def _report(value: Any) -> None:
         if isinstance(value, _Returned):
             value = value.value
         elif (text := _output_json()) is not None:
+            import json
+
             value = json.loads(text)
         if value is _ABSENT:
             return
         _check(value, "$")
-        body = json.dumps(value, allow_nan=False)
-        if len(body) > MAX_RESULT_BYTES:
+        if len(tools._dumps(value)) > MAX_RESULT_BYTES:
             raise _NotJson(f"the result is above {MAX_RESULT_BYTES} bytes; write a file to /outputs instead")
     except RecursionError:
         tools._send({"schema_error": "the result is nested too deeply"})
@@ -171,4 +197,4 @@ def _show(error: BaseException, source: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], int(sys.argv[2])))
+    sys.exit(main(sys.argv[1], int(sys.argv[2]), *sys.argv[3:]))

@@ -25,16 +25,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sandboxes.errors import DriverFailed
-from sandboxes.guest import GUEST_DIR
 from sandboxes.hostfiles import remove_tree
-from sandboxes.jail import processes, rootfs
+from sandboxes.jail import processes, python, rootfs
 from sandboxes.jail.cgroups import Group, Hierarchy
 from sandboxes.spec import Limits, SandboxSpec, Strength
 
-_GUEST_FILES = ("runner.py", "stockade_tools.py")
 _MOUNT_FLAGS = 2 | 4  # MS_NOSUID | MS_NODEV
 _DETACH = 2  # MNT_DETACH
-OWN_INODES, OWN_BYTES = 20, 256 * 1024
+OWN_INODES, OWN_BYTES = 24, 256 * 1024
 """What the box itself keeps in ``files``. The inodes are beside the guest's own; the bytes only if watched."""
 
 
@@ -127,14 +125,16 @@ def _fill(box: Box) -> None:
         (box.files / "etc" / name).write_text(text)
     for name in rootfs.etc_folders():
         (box.files / "etc" / name).mkdir()
-    for name in _GUEST_FILES:
-        shutil.copyfile(GUEST_DIR / name, box.files / "guest" / name)
+    for name, data in python.prepared().files.items():
+        place = box.files / "guest" / name
+        place.parent.mkdir(mode=0o755, exist_ok=True)
+        place.write_bytes(data)
     for name, source in box.inputs.items():
         box.inputs[name] = _readable(name, source, box.root / "inputs")
-    for place in (box.files / "tmp", box.outputs):
-        place.mkdir()
+    for own in (box.files / "tmp", box.outputs):
+        own.mkdir()
         if os.geteuid() == 0:
-            os.chown(place, box.uid, box.uid)
+            os.chown(own, box.uid, box.uid)
     reopen(box)
 
 

@@ -1,6 +1,7 @@
 """Starts bubblewrap for one command and wires its pipes.
 
     (join control groups) -> [setpriv nobody] -> bwrap -> [setpriv uid] -> prlimit -> the guest's program
+                                                                        -> python, which lowers its own limits
 
 The arguments travel in an anonymous file (``--args``), so that host paths show in no process list.
 """
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 
 from sandboxes.errors import DriverFailed
 from sandboxes.execution import Command
-from sandboxes.jail import rootfs, seccomp
+from sandboxes.jail import python, rootfs, seccomp
 from sandboxes.jail.box import Box
 from sandboxes.spec import Limits, Strength
 
@@ -74,8 +75,8 @@ async def launch(box: Box, command: Command) -> Launched:
         process = await asyncio.create_subprocess_exec(
             *_outside(box),
             *("bwrap", "--args", str(given), "--"),
-            *_inside(box),
-            *_program(command, theirs.fileno()),
+            *_own_uid(box),
+            *_program(box, command, theirs.fileno()),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -126,41 +127,35 @@ def _outside(box: Box) -> list[str]:
     return []
 
 
-def _inside(box: Box) -> list[str]:
-    words = ["/usr/bin/prlimit", *resource_limits(box.strength, box.limits), "--"]
+def _own_uid(box: Box) -> list[str]:
     if box.strength is Strength.USER:
-        return words
+        return []
     return [
         *("/usr/bin/setpriv", f"--reuid={box.uid}", f"--regid={box.uid}", "--clear-groups"),
         *("--bounding-set=-all", "--inh-caps=-all", "--"),
-        *words,
     ]
 
 
-def resource_limits(strength: Strength, limits: Limits) -> list[str]:
-    """``prlimit`` arguments. They are set inside the namespaces, so processes outside do not count."""
-    words = [
-        f"--nofile={limits.open_files}:{limits.open_files}",
-        f"--fsize={limits.file_bytes}:{limits.file_bytes}",
-        f"--nproc={limits.pids}:{limits.pids}",
-        "--core=0:0",
-    ]
+def resource_limits(strength: Strength, limits: Limits) -> dict[str, int]:
+    """Names without ``RLIMIT_``. They are set inside the namespaces, so processes outside do not count."""
+    values = {"NOFILE": limits.open_files, "FSIZE": limits.file_bytes, "NPROC": limits.pids, "CORE": 0}
     if strength is Strength.USER:
         # Reserved, not used, memory: interpreters reserve much more than they touch. The watchdog bounds the rest.
-        space = max(2 * limits.memory_bytes, _ADDRESS_SPACE_FLOOR)
-        words.append(f"--as={space}:{space}")
-    return words
+        values["AS"] = max(2 * limits.memory_bytes, _ADDRESS_SPACE_FLOOR)
+    return values
 
 
-def _program(command: Command, channel_fd: int) -> Sequence[str]:
-    match command.language:
-        case "python":
-            runner = f"{rootfs.GUEST_FOLDER}/runner.py"
-            return [rootfs.interpreter().path, "-I", "-X", "utf8", runner, "fd", str(channel_fd)]
-        case "shell":
-            return ["/bin/sh", f"{rootfs.GUEST_FOLDER}/{_PROGRAM}"]
-        case "argv":
-            return ["/bin/sh", f"{rootfs.GUEST_FOLDER}/{_PROGRAM}", *command.argv] if command.env else command.argv
+def _program(box: Box, command: Command, channel_fd: int) -> Sequence[str]:
+    limits = resource_limits(box.strength, box.limits)
+    if command.language == "python":
+        return python.words(channel_fd, limits)
+    bounds = [f"--{name.lower()}={value}:{value}" for name, value in limits.items()]
+    words = ["/usr/bin/prlimit", *bounds, "--"]
+    if command.language == "shell":
+        return [*words, "/bin/sh", f"{rootfs.GUEST_FOLDER}/{_PROGRAM}"]
+    if command.env:
+        words += ["/bin/sh", f"{rootfs.GUEST_FOLDER}/{_PROGRAM}"]
+    return [*words, *command.argv]
 
 
 def write_program(box: Box, command: Command) -> None:

@@ -38,21 +38,23 @@ _MASKED_FOLDERS = ("acpi", "bus", "fs", "irq", "scsi")
 
 @dataclass(frozen=True, kw_only=True)
 class Interpreter:
-    """The Python a guest runs: its path inside, and what must be bound for it (``(host, inside)``)."""
+    """The Python a guest runs: its path inside and on the host, and what must be bound for it (``(host, inside)``)."""
 
     path: str
+    on_host: Path
     binds: tuple[tuple[Path, str], ...] = ()
 
 
 @cache
 def interpreter() -> Interpreter:
     """The system's Python if it is below /usr, else the one that runs this process, moved to /opt/python."""
-    if Path("/usr/bin/python3").exists():
-        return Interpreter(path="/usr/bin/python3")
+    if (system := Path("/usr/bin/python3")).exists():
+        return Interpreter(path=str(system), on_host=system)
     prefix = Path(sys.base_prefix).resolve()
+    own = prefix / "bin" / "python3"
     if prefix.is_relative_to("/usr"):
-        return Interpreter(path=str(prefix / "bin" / "python3"))
-    return Interpreter(path="/opt/python/bin/python3", binds=((prefix, "/opt/python"),))
+        return Interpreter(path=str(own), on_host=own)
+    return Interpreter(path="/opt/python/bin/python3", on_host=own, binds=((prefix, "/opt/python"),))
 
 
 def etc_files(uid: int) -> Mapping[str, str]:
