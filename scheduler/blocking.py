@@ -5,12 +5,10 @@ Busy now and never fits are told apart: the first ends by itself, the second nee
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import numpy as np
+import numpy.typing as npt
 
-from scheduler.cluster import IMAGE_PREPARING, Snapshot
+from scheduler.cluster import IMAGE_PREPARING, Floats, Ints, Snapshot
 from scheduler.demand import Demand
 from scheduler.explanation import CODES, NUMBER, Reason, ReasonCode
 from scheduler.feasibility import CAPACITY
@@ -18,6 +16,9 @@ from scheduler.ledger import Ledger, Needs
 from scheduler.scoreboard import Scoreboard
 
 MIB = 1024 * 1024
+Rows = npt.NDArray[np.intp]
+Columns = tuple[Ints, Ints, Ints, Ints]
+"""GPUs, CPU, memory, slots."""
 
 
 def reasons_for(snapshot: Snapshot, ledger: Ledger, demand: Demand, board: Scoreboard) -> tuple[Reason, ...]:
@@ -33,76 +34,72 @@ def reasons_for(snapshot: Snapshot, ledger: Ledger, demand: Demand, board: Score
             ),
         )
     reasons = []
-    for code in reversed(CODES):
-        rows = np.flatnonzero(board.blocked == NUMBER[code]).tolist() if code is not ReasonCode.NO_NODES else []
-        if rows:
+    for code in reversed(CODES[1:]):
+        rows = np.flatnonzero(board.blocked == NUMBER[code])
+        if rows.size:
             capacity = code in CAPACITY and not _gpu_too_small(snapshot, board.needs, rows, code)
             describe = _capacity if capacity else _other
             reasons.append(describe(snapshot, ledger, demand, board, code, rows))
     return tuple(reasons)
 
 
-def _gpu_too_small(snapshot: Snapshot, needs: Needs, rows: list[int], code: ReasonCode) -> bool:
-    memory = snapshot.gpu_memory
-    return code is ReasonCode.GPU and all(memory[row] < needs.gpu_memory_bytes for row in rows)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Shortage:
-    """What one node lacks, against its free capacity or against its total; ``share`` of the needs, to compare."""
-
-    row: int
-    lacks: tuple[str, ...]
-    share: float
+def _gpu_too_small(snapshot: Snapshot, needs: Needs, rows: Rows, code: ReasonCode) -> bool:
+    return code is ReasonCode.GPU and bool((snapshot.gpu_memory[rows] < needs.gpu_memory_bytes).all())
 
 
 def _capacity(
-    snapshot: Snapshot, ledger: Ledger, demand: Demand, board: Scoreboard, code: ReasonCode, rows: list[int]
+    snapshot: Snapshot, ledger: Ledger, demand: Demand, board: Scoreboard, code: ReasonCode, rows: Rows
 ) -> Reason:
     needs, excluded = board.needs, len(rows)
     if needs.gpu and needs.gpu_memory_bytes:
-        rows = [row for row in rows if snapshot.gpu_memory[row] >= needs.gpu_memory_bytes]
-    too_small = {row: short for row in rows if (short := _shortage(snapshot, ledger, needs, row, total=True)).lacks}
-    busy = [_shortage(snapshot, ledger, needs, row, total=False) for row in rows if row not in too_small]
+        rows = rows[snapshot.gpu_memory[rows] >= needs.gpu_memory_bytes]
+    totals = snapshot.gpu_total, snapshot.cpu_total, snapshot.memory_total, snapshot.slots_total
+    left = ledger.gpu, ledger.cpu, ledger.memory, ledger.slots
+    lacking = _shares(needs, totals, rows)
+    busy = rows[lacking == 0.0]
     asked = _asked(needs, code)
-    if busy:
-        nearest = min(busy, key=lambda short: short.share)
-        name = snapshot.nodes[nearest.row].name
+    if busy.size:
+        nearest = int(busy[_shares(needs, left, busy).argmin()])
+        name, lacks = snapshot.nodes[nearest].name, " and ".join(_lacks(needs, left, nearest))
         return Reason(
             code=code,
             message=f"{_nodes(busy)} could take it but lack {_WORDS[code]} now (it asks for {asked})",
-            fix=f"wait: it would fit on node {name} with {' and '.join(nearest.lacks)} more free; or ask for less",
+            fix=f"wait: it would fit on node {name} with {lacks} more free; or ask for less",
             nodes=excluded,
             permanent=False,
         )
-    nearest = min(too_small.values(), key=lambda short: short.share)
-    name = snapshot.nodes[nearest.row].name
+    nearest = int(rows[lacking.argmin()])
+    name, lacks = snapshot.nodes[nearest].name, " and ".join(_lacks(needs, totals, nearest))
     return Reason(
         code=code,
         message=f"{_nodes(rows)} can never take it: it asks for {asked}, which exceeds what they have in total",
-        fix=f"ask for less or join a larger node: it would fit on node {name} with {' and '.join(nearest.lacks)} more",
+        fix=f"ask for less or join a larger node: it would fit on node {name} with {lacks} more",
         nodes=excluded,
         permanent=True,
     )
 
 
-def _shortage(snapshot: Snapshot, ledger: Ledger, needs: Needs, row: int, *, total: bool) -> _Shortage:
-    columns: tuple[tuple[int, int, Callable[[int], str]], ...] = (
-        (needs.gpu, int((snapshot.gpu_total if total else ledger.gpu)[row]), _gpus),
-        (needs.cpu_milli, int((snapshot.cpu_total if total else ledger.cpu)[row]), _cpus),
-        (needs.memory_bytes, int((snapshot.memory_total if total else ledger.memory)[row]), _memory),
-        (1, int((snapshot.slots_total if total else ledger.slots)[row]), _slots),
-    )
-    short = [(need - has, need, words) for need, has, words in columns if need > has]
-    return _Shortage(
-        row=row,
-        lacks=tuple(words(lack) for lack, _, words in short),
-        share=sum(lack / need for lack, need, _ in short),
-    )
+def _shares(needs: Needs, columns: Columns, rows: Rows) -> Floats:
+    """Per row, what it lacks as a share of the need, summed over resources: 0 where it lacks nothing."""
+    share = np.zeros(len(rows), dtype=np.float64)
+    for need, column in zip(_each(needs), columns, strict=True):
+        if need:
+            share += np.maximum(need - column[rows], 0) / need
+    return share
+
+
+def _lacks(needs: Needs, columns: Columns, row: int) -> list[str]:
+    words = _gpus, _cpus, _memory, _slots
+    short = [need - int(column[row]) for need, column in zip(_each(needs), columns, strict=True)]
+    return [say(lack) for lack, say in zip(short, words, strict=True) if lack > 0]
+
+
+def _each(needs: Needs) -> tuple[int, int, int, int]:
+    return needs.gpu, needs.cpu_milli, needs.memory_bytes, 1
 
 
 def _other(
-    snapshot: Snapshot, ledger: Ledger, demand: Demand, board: Scoreboard, code: ReasonCode, rows: list[int]
+    snapshot: Snapshot, ledger: Ledger, demand: Demand, board: Scoreboard, code: ReasonCode, rows: Rows
 ) -> Reason:
     some, permanent = _nodes(rows), True
     first = snapshot.nodes[rows[0]]
@@ -120,9 +117,9 @@ def _other(
         case ReasonCode.TIER_UNAVAILABLE:
             message, fix = _tier_words(snapshot, demand, rows, some)
         case ReasonCode.IMAGE_NOT_READY:
-            preparing = [row for row in rows if board.readiness[row] == IMAGE_PREPARING]
-            permanent = not preparing
-            if preparing:
+            preparing = rows[board.readiness[rows] == IMAGE_PREPARING]
+            permanent = not preparing.size
+            if preparing.size:
                 message = f"image {demand.image!r} is still being prepared on {_nodes(preparing)}"
                 fix = f"wait until node {snapshot.nodes[preparing[0]].name} has it"
             else:
@@ -135,13 +132,13 @@ def _other(
             if len(keys) > 1:
                 fix += "; one node must hold all of a step's data"
         case _:
-            most = max(int(snapshot.gpu_memory[row]) for row in rows)
+            most = int(snapshot.gpu_memory[rows].max())
             message = f"{some} whose GPUs have less than {_memory(board.needs.gpu_memory_bytes)} each"
             fix = f"ask for at most {_memory(most)} per GPU, or join a node with larger ones"
     return Reason(code=code, message=message, fix=fix, nodes=len(rows), permanent=permanent)
 
 
-def _tier_words(snapshot: Snapshot, demand: Demand, rows: list[int], some: str) -> tuple[str, str]:
+def _tier_words(snapshot: Snapshot, demand: Demand, rows: Rows, some: str) -> tuple[str, str]:
     options = demand.tier_options()
     if not options:
         allowed = ", ".join(demand.tiers_allowed)
@@ -167,7 +164,7 @@ def _asked(needs: Needs, code: ReasonCode) -> str:
             return _slots(1)
 
 
-def _nodes(rows: list[int] | list[_Shortage]) -> str:
+def _nodes(rows: Rows) -> str:
     return "1 node" if len(rows) == 1 else f"{len(rows)} nodes"
 
 
