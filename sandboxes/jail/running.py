@@ -43,6 +43,7 @@ class Run:
         self._stderr_tail = b""
         self._task: asyncio.Task[None] | None = None
         self._sending = asyncio.Lock()
+        self._killed = False  # after bubblewrap's word on the guest's end, so nothing can start any more
 
     def start(self) -> None:
         """Begin; this object owns the task until ``ended``."""
@@ -111,18 +112,16 @@ class Run:
                             drains.start_soon(self._serve, side)
                         code = await self._exit_code()
                         await to_thread.run_sync(self._kill)
+                        self._killed = True
                         patience.deadline = anyio.current_time() + _DRAIN_SECONDS
                 side.cancel_scope.cancel()
         finally:
             with anyio.move_on_after(_DRAIN_SECONDS, shield=True):
-                await to_thread.run_sync(self._kill)
+                if not self._killed:
+                    await to_thread.run_sync(self._kill)
                 await launched.process.wait()
             launched.close()
-        verdict = await to_thread.run_sync(self._judge, code)
-        if verdict is None:
-            text = self._stderr_tail.decode(errors="replace").strip()
-            raise DriverFailed(f"bubblewrap could not start the guest: {text or 'it was killed'}")
-        return await to_thread.run_sync(self._exited, verdict, time.monotonic() - started)
+        return await to_thread.run_sync(self._exited, code, started)
 
     def _prepare(self) -> None:
         reopen(self._box)
@@ -240,7 +239,11 @@ class Run:
             self._peak_bytes = group.memory_peak_bytes() or 0
         return verdict
 
-    def _exited(self, verdict: Verdict, wall_seconds: float) -> Exited:
+    def _exited(self, code: int | None, started: float) -> Exited:
+        verdict = self._judge(code)
+        if verdict is None:
+            text = self._stderr_tail.decode(errors="replace").strip()
+            raise DriverFailed(f"bubblewrap could not start the guest: {text or 'it was killed'}")
         result = self._result or frames.Result()
         has_result = self._result is not None and result.schema_error is None
         if verdict.reason is not ExitReason.EXITED:
@@ -256,7 +259,7 @@ class Run:
             has_result=has_result,
             schema_error=result.schema_error,
             output_truncated=self._outbox.truncated,
-            wall_seconds=wall_seconds,
+            wall_seconds=time.monotonic() - started,
             memory_peak_bytes=self._peak_bytes or None,
         )
 
