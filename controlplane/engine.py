@@ -76,7 +76,11 @@ class Engine:
                 )
             )
         for run_id in await self.store.read(lambda s: recovery.open_runs(s, tenant)):
-            await self.load(run_id)
+            try:
+                await self.load(run_id)
+            except Exception:  # one run that cannot be read must not keep the others from going on
+                log.exception("a run was not recovered; it is tried again", run=run_id)
+                self.reloading.add(run_id)
 
     async def load(self, run_id: str) -> None:
         """Take one open run into memory and let it go on."""

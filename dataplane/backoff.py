@@ -17,9 +17,10 @@ MOST_SECONDS = 5.0
 
 
 class Backoff:
-    """One sequence of growing waits; ``reset`` after a success."""
+    """One sequence of growing waits of at most ``most_seconds``; ``reset`` after a success."""
 
-    def __init__(self) -> None:
+    def __init__(self, most_seconds: float = MOST_SECONDS) -> None:
+        self._most = most_seconds
         self._failures = 0
         self._random = SystemRandom()
 
@@ -27,8 +28,8 @@ class Backoff:
         self._failures = 0
 
     def next_seconds(self) -> float:
-        """Between half and the whole of ``FIRST · 2^n``, at most ``MOST``."""
-        whole = min(MOST_SECONDS, FIRST_SECONDS * 2.0 ** min(self._failures, 16))
+        """Between half and the whole of ``FIRST · 2^n``, at most ``most_seconds``."""
+        whole = min(self._most, FIRST_SECONDS * 2.0 ** min(self._failures, 16))
         self._failures += 1
         return whole * self._random.uniform(0.5, 1.0)
 

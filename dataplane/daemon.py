@@ -24,7 +24,7 @@ import structlog
 
 from dataplane.artifact_cache import ArtifactCache
 from dataplane.attempts import Attempt, Ending
-from dataplane.backoff import Backoff, insist
+from dataplane.backoff import MOST_SECONDS, Backoff, insist
 from dataplane.client import ControlPlaneUnavailable, HttpControlPlane, RequestRefused, TokenRefused
 from dataplane.config import NodeConfig, keep_secret, stable_identity
 from dataplane.custody import Custody
@@ -197,7 +197,7 @@ class NodeDaemon:
     # --- lanes
 
     async def _work_lane(self) -> None:
-        backoff = Backoff()
+        backoff = Backoff(min(MOST_SECONDS, self._heartbeat_seconds))
         while True:
             request = PullRequest(
                 node=self._node,
@@ -218,7 +218,7 @@ class NodeDaemon:
                 await backoff.wait()  # a control plane that does not park is not asked in a tight loop
 
     async def _report_lane(self) -> None:
-        backoff = Backoff()
+        backoff = Backoff(min(MOST_SECONDS, self._heartbeat_seconds))
         while True:
             await self._reports.wait(max(0.0, self._heartbeat_due - self.lease.clock()))
             now = self.lease.clock()

@@ -8,12 +8,16 @@ from pathlib import Path
 
 import anyio.to_thread
 
-from dataplane.artifact_cache import ArtifactCache, FetchFailed
+from dataplane.artifact_cache import ArtifactCache
 from dataplane.backoff import insist
 from dataplane.client import ControlPlane, RequestRefused
 from dataplane.data_roots import DataRefused, DataRoots
 from dataplane.protocol import Assignment, InputGrant
 from sandboxes.spec import Mount
+
+
+class InputRefused(Exception):
+    """The step names an input that is not there or may not be had: its own fault, and trying again changes nothing."""
 
 
 class Inputs:
@@ -25,21 +29,21 @@ class Inputs:
         self._roots = roots
 
     async def mounts(self, assignment: Assignment, grants: list[InputGrant], stack: AsyncExitStack) -> list[Mount]:
-        """One mount for each grant. Raises ``FetchFailed``."""
+        """One mount for each grant. Raises ``InputRefused``."""
         return [await self._mount(assignment, grant, stack) for grant in grants]
 
     async def _mount(self, assignment: Assignment, grant: InputGrant, stack: AsyncExitStack) -> Mount:
         if not grant.name or grant.name in (".", "..") or "/" in grant.name or "\0" in grant.name:
-            raise FetchFailed(f"input name {grant.name!r} is not a file name")
+            raise InputRefused(f"input name {grant.name!r} is not a file name")
         try:
             if grant.data is not None:
                 return Mount(name=grant.name, source=await anyio.to_thread.run_sync(self._roots.locate, grant.data))
             if grant.artifact is None:
-                raise FetchFailed(f"input {grant.name!r} names neither an artifact nor data")
+                raise InputRefused(f"input {grant.name!r} names neither an artifact nor data")
             fetch = partial(self._held, assignment, grant.artifact, grant.digest, stack)
             return Mount(name=grant.name, source=await insist(fetch))
         except (DataRefused, RequestRefused) as error:
-            raise FetchFailed(f"input {grant.name!r}: {error}") from error
+            raise InputRefused(f"input {grant.name!r}: {error}") from error
 
     async def _held(self, assignment: Assignment, artifact: str, digest: str | None, stack: AsyncExitStack) -> Path:
         source = self._control_plane.download(artifact, assignment.attempt, assignment.fence)

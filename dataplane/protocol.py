@@ -193,7 +193,8 @@ class ArtifactRef(Wire):
 
 
 class Report(Wire):
-    """How an attempt ended. ``reason``: ``sandboxes.execution.ExitReason`` for code, ``tool`` for a call.
+    """How an attempt ended. ``reason``: ``sandboxes.execution.ExitReason`` for code, ``tool`` for a call, ``input`` for
+    code whose inputs are not there.
 
     ``platform_error`` set means the platform failed (``driver_failed``, ``fetch_failed``, ``lost``, ``frozen``):
     no attempt of the step's own retries is burnt.

@@ -19,7 +19,7 @@ from dataplane.artifact_cache import FetchFailed
 from dataplane.attempts import Attempt
 from dataplane.backoff import insist
 from dataplane.client import ControlPlane, RequestRefused
-from dataplane.inputs import Inputs
+from dataplane.inputs import InputRefused, Inputs
 from dataplane.leases import Lease
 from dataplane.output_spool import OutputSpool
 from dataplane.protocol import ArtifactRef, CodeWork, OutputChunk, Report
@@ -78,6 +78,8 @@ class Runner:
                     _timed_out(
                         attempt, report, f"no end within {assignment.wall_seconds:g} s and {GRACE_SECONDS:g} s of grace"
                     )
+        except InputRefused as error:
+            report.reason, report.code, report.message = "input", -1, str(error)
         except FetchFailed as error:
             _platform(report, "fetch_failed", str(error))
         except DriverFailed as error:

@@ -21,6 +21,7 @@ from scheduler.cluster import NodeView, Snapshot, Unschedulable
 CACHE_LISTED = 20_000
 CALLS_MOST = 4096
 """Tool calls in flight on one node."""
+PREPARE_AGAIN_SECONDS = 300.0
 
 
 @dataclass(kw_only=True, eq=False)
@@ -54,6 +55,7 @@ class Node:
     directives: deque[Directive] = field(default_factory=deque)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     cached: set[str] = field(default_factory=set)
+    preparing: dict[tuple[str, str], float] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -77,6 +79,10 @@ class Node:
             total.slots - sandboxes,
             total.gpu - sum(one.gpu for one in taken),
         )
+
+    def holds(self) -> frozenset[str]:
+        """Data roots it exports and artifacts it has cached, by key."""
+        return frozenset(f"data://{root.name}" for root in self.declared.data) | frozenset(self.cached)
 
     def view(self, *, sandboxes: bool) -> NodeView:
         """As the scheduler sees it. Slots are of sandboxes; a tool call takes none of them, but has a bound too."""
@@ -111,7 +117,7 @@ class Node:
             gpu_total=total.gpu,
             gpu_memory_bytes=total.gpu_memory_bytes,
             labels=declared.labels,
-            holds=frozenset(f"data://{root.name}" for root in declared.data) | frozenset(self.cached),
+            holds=self.holds(),
             schedulable=why is None,
             unschedulable=why,
             warm=warm,
@@ -210,6 +216,22 @@ class Inventory:
         node = self.nodes.get(node_id or "")
         if node is not None and attempt is not None and node.reservations.pop(attempt, None) is not None:
             self.changed.set()
+
+    def prepare(self, tiers: Iterable[str], image: str, holding: frozenset[str]) -> None:
+        """Have one node make an image ready, unless one is at it: a node that holds the step's data if there is one."""
+        able: list[tuple[bool, str, Node]] = []
+        for tier in tiers:
+            for node in self.nodes.values():
+                state = next((one for one in node.declared.images if (one.tier, one.image) == (tier, image)), None)
+                if state is None or node.status != "ready" or state.ready:
+                    continue
+                if time.monotonic() - node.preparing.get((tier, image), -PREPARE_AGAIN_SECONDS) < PREPARE_AGAIN_SECONDS:
+                    return
+                able.append((holding <= node.holds(), tier, node))
+        if able:
+            _, tier, node = max(able, key=lambda one: one[0])
+            node.preparing[tier, image] = time.monotonic()
+            node.direct(Directive(kind="prepare", tier=tier, image=image))
 
     def snapshot(self, *, sandboxes: bool) -> Snapshot:
         """What ``scheduler.plan`` looks at, for steps that need a sandbox or for tool calls."""

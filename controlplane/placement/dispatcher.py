@@ -25,6 +25,7 @@ from controlplane.secrets.broker import SecretBroker, SecretUnavailable
 from controlplane.store import Write
 from controlplane.tools.registry import ToolRegistry
 from dataplane.protocol import Assignment, HttpCall, SecretLease
+from scheduler.explanation import ReasonCode
 from scheduler.planner import Placement, Plan, Waiting, plan
 
 log = structlog.get_logger(__name__)
@@ -109,6 +110,9 @@ class Dispatcher:
                 waiting += found.waiting
         for blocked in waiting:
             one = by_id[blocked.demand]
+            if any(reason.code is ReasonCode.IMAGE_NOT_READY for reason in blocked.reasons) and one.demand.image:
+                holding = frozenset(need.key for need in one.demand.inputs if need.pinned)
+                self.inventory.prepare(one.demand.tier_options(), one.demand.image, holding)
             reasons = [reason.to_json() for reason in blocked.reasons]
             self._wait(one.run, one.step, reasons, blocked.explanation.to_json())
             self.waiting[one.run.id, one.step.path] = (one.run, one.step)

@@ -187,6 +187,33 @@ class ControlVerbs(ABC):
         asked = {name: step.detail[name] for name in ("ask", "show", "by")}
         self.event("approval.requested", step, {**asked, "expires_ns": step.due_ns})
 
+    def approved(self, step: StepState) -> bool:
+        """Whether what was approved is what would run now; if not, the question is asked again and the step waits.
+
+        A gated step whose approval was refused fails, also where the workflow goes on after the refusal.
+
+        An input that was not there yet when the person looked makes the approval stale as a changed one does.
+        """
+        frame = step.frame
+        fresh = True
+        for name in frame.block.approvals.get(step.spec.id, ()):
+            approval = frame.steps[name]
+            if not approval.terminal:
+                fresh = False
+            elif approval.status == "failed":
+                self.fail(step, caused(approval.error or {}))
+                return False
+            elif approval.status == "completed" and approval.detail["gates"][step.spec.id] != gate_digest(
+                frame, step.spec.id
+            ):
+                fresh = False
+                frame.unfinished += 1
+                approval.output = approval.finished_ns = None
+                approval.detail.pop("decided", None)
+                self.event("approval.stale", approval, {"gate": step.path})
+                self._begin_approval(approval)
+        return fresh
+
     def decide_approval(self, step: StepState, *, approve: bool, by: str, comment: str) -> bool:
         """A person's decision. ``False``, and the question asked anew, if what is gated has changed since."""
         frozen = step.detail["gates"]

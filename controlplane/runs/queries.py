@@ -100,6 +100,7 @@ def step_json(row: StepRow) -> dict[str, Any]:
         "verb": row.verb,
         "status": row.status,
         "number": row.number,
+        "failures": row.failures,
         "attempt": row.attempt,
         "node": row.node,
         "tier": row.tier,

@@ -108,7 +108,9 @@ class _Rebuild:
         width = 1 if step.spec.spec.map is None else step.spec.spec.map.concurrency
         for index in range(len(step.items)):
             prefix = f"{step.path}[{index}]/"
-            if prefix not in self.prefixes and (len(step.frames) >= width or index > step.next_item):
+            begun = prefix in self.prefixes
+            full = len(step.frames) >= width or index > step.next_item
+            if not begun and (full or "failed" in step.detail or "timed_out" in step.detail):
                 break
             frame = map_frame(step, index)
             self.frame(frame)

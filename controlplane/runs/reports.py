@@ -106,6 +106,8 @@ def _code_error(report: Report) -> dict[str, Any] | None:
         last = report.stderr_tail.strip().splitlines()[-1:] or [""]
         said = f": {last[0][:300]}" if last[0] else ""
         return error_value("sandbox_exit", f"exited with code {report.code}{said}")
+    if report.reason == "input":
+        return error_value("schema", message or "an input is not there")
     if report.reason in ("timeout", "fuel"):
         return error_value("timeout", message or f"stopped at its limit ({report.reason})", retryable=True)
     if report.reason == "oom":

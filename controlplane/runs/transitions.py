@@ -203,6 +203,8 @@ class Machine(ControlVerbs):
                 if not verdict:
                     self._end(step, "skipped")
                     return
+            if not self.approved(step):
+                return
             step.started_ns = self.now_ns
             if spec.timeout_seconds is not None and spec.verb not in (Verb.CODE, Verb.TOOL, Verb.WAIT, Verb.APPROVE):
                 self.wake(step, self.now_ns + int(spec.timeout_seconds * SECOND))
@@ -234,7 +236,7 @@ class Machine(ControlVerbs):
             frame.failure = {**(error or {}), "path": (error or {}).get("path", step.path)}
             self.cancel_frame(frame, f"{step.path} failed")
         if frame.failure is None and not frame.cancelled:
-            after = (frame.steps[name] for name in frame.block.dependents[step.spec.id])
+            after = (frame.steps[name] for name in (*frame.block.dependents[step.spec.id], *step.spec.gates))
             self._ready.extend(s for s in after if s.status == "pending" and self._free(s))
         if frame.unfinished == 0 and frame.owner is not None:
             self.frame_done(frame)

@@ -86,6 +86,15 @@ class Block:
                 found[need].append(step.id)
         return {need: tuple(ids) for need, ids in found.items()}
 
+    @cached_property
+    def approvals(self) -> Mapping[str, tuple[str, ...]]:
+        """Which approvals hold a step back: gated id -> approve ids."""
+        found: dict[str, list[str]] = {}
+        for step in self.steps:
+            for gate in step.gates:
+                found.setdefault(gate, []).append(step.id)
+        return {gate: tuple(ids) for gate, ids in found.items()}
+
 
 @dataclass(frozen=True, kw_only=True)
 class CompiledWorkflow:

@@ -197,3 +197,31 @@ def test_cancel_reaches_below_a_control_step() -> None:
     apply(run, lambda m: m.cancel("stop"))
     assert run.status == "cancelled"
     assert run.steps["n"].status == "cancelled"
+
+
+def approve(run: RunState, path: str = "ok") -> Outcome:
+    return apply(run, lambda m: m.decide_approval(run.steps[path], approve=True, by="ann", comment="") and None)
+
+
+def test_an_approval_is_asked_again_when_the_gated_input_came_after_it() -> None:
+    gated = {"id": "deploy", "tool": "builtin.noop", "args": {"build": "${steps.build.output}"}}
+    run = make([{"id": "ok", "approve": {"ask": "Deploy?", "gates": ["deploy"]}}, {"id": "build", **NOOP}, gated])
+    start(run)
+    approve(run)
+    build = begin(run, "build")
+    outcome = apply(run, lambda m: m.complete(build, {"digest": "d1"}))
+    assert outcome.dispatch == []
+    assert [event["type"] for event in outcome.events][-2:] == ["approval.stale", "approval.requested"]
+    assert (run.steps["ok"].status, run.steps["deploy"].status) == ("waiting", "pending")
+    assert [step.path for step in approve(run).dispatch] == ["deploy"]
+
+
+def test_a_refused_approval_stops_its_gate_even_where_the_workflow_goes_on() -> None:
+    asked = {"id": "ok", "approve": {"ask": "Deploy?"}, "on_error": "continue"}
+    run = make(
+        [asked, {"id": "deploy", **NOOP, "on_error": "continue"}, {"id": "after", "set": "${steps.deploy.error.type}"}]
+    )
+    start(run)
+    outcome = apply(run, lambda m: m.decide_approval(run.steps["ok"], approve=False, by="ann", comment="no") and None)
+    assert outcome.dispatch == []
+    assert run.output == {"ok": None, "deploy": None, "after": "rejected"}
