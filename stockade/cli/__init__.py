@@ -11,7 +11,8 @@ tree.py        the live tree of a run
 watching.py    follows a run and keeps the tree current
 resources.py   nodes, secrets, tools, workflows, artifacts, decisions
 policies.py    policy test and check
-up.py          one machine: control plane and node, supervised
+up.py          one machine: what to start, checked
+supervisor.py  what `up` becomes: keeps control plane and node alive
 node.py        a node daemon in this process
 doctor.py      what this host can do, with a FIX line for what it cannot
 """

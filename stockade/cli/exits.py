@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from enum import IntEnum
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from stockade.client.errors import ServerUnreachable, StockadeError
-from stockade.client.models import Problem, Run
+if TYPE_CHECKING:
+    # Not at run time: a node, and `up`, which stay, would keep the client's libraries in memory.
+    from stockade.client.errors import ServerUnreachable, StockadeError
+    from stockade.client.models import Problem, Run
 
 
 class Exit(IntEnum):

@@ -34,12 +34,14 @@ def up(
     policy: Annotated[Path | None, typer.Option("--policy", help="rules and data over the shipped ones")] = None,
     node: Annotated[bool, typer.Option("--node/--no-node", help="also run a node on this machine")] = True,
     keep_context: Annotated[bool, typer.Option("--context/--no-context", help="write the context file")] = True,
-) -> int:
+) -> None:
     """One machine: control plane, SQLite and a node, on loopback, until Ctrl-C."""
-    from stockade.cli.up import Plan, supervise
+    from stockade.cli import up as starting
 
-    return supervise(
-        Plan.of(port=port, state_dir=state_dir, data=data or [], policy=policy, node=node, keep_context=keep_context)
+    starting.become(
+        starting.plan(
+            port=port, state_dir=state_dir, data=data or [], policy=policy, node=node, keep_context=keep_context
+        )
     )
 
 

@@ -31,8 +31,9 @@ class Standalone:
         self.program = list(program)
         self.url = ""
         images = folder / "cache" / "stockade" / "images"
-        images.parent.mkdir(parents=True)
-        images.symlink_to(image_cache)
+        images.parent.mkdir(parents=True, exist_ok=True)
+        if not images.is_symlink():
+            images.symlink_to(image_cache)
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("STOCKADE_", "PYTHON", "XDG_"))}
         self.environment = {
             **kept,

@@ -90,10 +90,12 @@ def test_the_installed_wheel_runs_hello_without_the_checkout(
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     shutil.copy(REPOSITORY / "examples" / "hello.json", folder)
+    for name in ("json", "secrets", "controlplane"):
+        (folder / f"{name}.py").write_text("raise SystemExit('imported from the working directory')\n")
     with Standalone(folder, image_cache, [str(environment / "bin" / "stockade")], checkout=False) as up:
         code = "import json, sys, controlplane; print(json.dumps([controlplane.__file__, sys.path]))"
         found = subprocess.run(
-            [str(python), "-c", code], cwd=folder, env=up.environment, capture_output=True, text=True, check=True
+            [str(python), "-P", "-c", code], cwd=folder, env=up.environment, capture_output=True, text=True, check=True
         )
         where, path = json.loads(found.stdout)
         assert where.startswith(str(environment)) and str(REPOSITORY) not in path
@@ -101,7 +103,7 @@ def test_the_installed_wheel_runs_hello_without_the_checkout(
         assert done.returncode == 0, done.stdout + done.stderr + up.log("control") + up.log("node")
         assert "Ada" in done.stdout
         page = subprocess.run(
-            [str(python), "-c", f"import httpx2; print(httpx2.get('{up.url}/problems/policy-denied').text)"],
+            [str(python), "-P", "-c", f"import httpx2; print(httpx2.get('{up.url}/problems/policy-denied').text)"],
             cwd=folder, env=up.environment, capture_output=True, text=True, check=True,
         )  # fmt: skip
         assert page.stdout.strip() == (REPOSITORY / "docs" / "problems" / "policy-denied.md").read_text().strip()
