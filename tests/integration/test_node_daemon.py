@@ -308,7 +308,8 @@ async def test_inputs_come_from_artifacts_and_data_roots(tmp_path: Path) -> None
         double.assign(code("c", "read", inputs=[InputGrant(name="a", data="d/../secret")]))
         outside = await double.report_of("c")
     assert good.result == {"a": "from the store", "b": "from the root"}
-    assert altered.platform_error == outside.platform_error == "fetch_failed"
+    assert altered.platform_error == "fetch_failed"
+    assert (outside.platform_error, outside.reason) == (None, "input")
     assert "altered" in altered.message
 
 
