@@ -37,11 +37,16 @@ class Backoff:
         await anyio.sleep(self.next_seconds())
 
 
-async def insist(operation: Callable[[], Awaitable[T]]) -> T:
-    """Repeat an idempotent operation until the control plane answers. The caller's scope is the bound."""
+async def insist(operation: Callable[[], Awaitable[T]], failed: Callable[[Exception, float], None] | None = None) -> T:
+    """Repeat an idempotent operation until the control plane answers. The caller's scope is the bound.
+
+    ``failed`` is told each failure and the clock's seconds then.
+    """
     backoff = Backoff()
     while True:
         try:
             return await operation()
-        except (ControlPlaneUnavailable, TokenRefused):
+        except (ControlPlaneUnavailable, TokenRefused) as error:
+            if failed is not None:
+                failed(error, anyio.current_time())
             await backoff.wait()

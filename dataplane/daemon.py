@@ -36,6 +36,7 @@ from dataplane.inputs import Inputs
 from dataplane.inventory import Inventory
 from dataplane.lanes import Lane
 from dataplane.leases import Lease
+from dataplane.outage import Outage
 from dataplane.output_spool import OutputSpool
 from dataplane.protocol import (
     FEATURES,
@@ -118,7 +119,8 @@ class NodeDaemon:
             for driver in self._drivers.values():
                 await driver.reap(keep=())
             sent = self.lease.clock()
-            answer = await insist(self._control_plane.join)
+            outage = Outage(self._config.checked_url(), self._config.read_join_token())
+            answer = await insist(self._control_plane.join, outage.failed)
             self.lease.renew(sent)
             log.info(
                 "registered",
