@@ -63,6 +63,11 @@ def show(refusal: Refusal) -> None:
                 print(f"       {line}", file=sys.stderr)
 
 
+def install(extra: str) -> str:
+    """How to get an extra. Not by name from an index: the name there is not known to be ours."""
+    return f"uv sync --extra {extra}      (in a checkout; else pip install 'PATH/TO/stockade.whl[{extra}]')"
+
+
 def end(refusal: Refusal) -> NoReturn:
     """Print the four lines and leave with the code."""
     show(refusal)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stockade.cli import contexts, inputs, places
-from stockade.cli.exits import Exit, Refusal
+from stockade.cli.exits import Exit, Refusal, install
 from stockade.cli.output import say
 
 SHOW_SECONDS = 5.0
@@ -39,9 +39,7 @@ def serve(options: Options) -> int:
         from dataplane.cli import configure_logs, run_node
         from dataplane.config import ConfigError, NodeConfig
     except ImportError as error:
-        raise Refusal(
-            Exit.USAGE, "this installation cannot run a node", why=str(error), fix="pip install 'stockade[node]'"
-        ) from None
+        raise Refusal(Exit.USAGE, "this installation cannot run a node", why=str(error), fix=install("node")) from None
     url = options.url or contexts.resolve(None, None).url
     token = sys.stdin.readline().strip() if options.join == "-" else options.join
     configure_logs()
@@ -92,7 +90,7 @@ def prepare(image: str, cache_dir: Path | None) -> int:
                 offering = [one for one in drivers.values() if any(image == have.image for have in one.images())]
                 if not offering:
                     why = "; ".join(absent.values()) or "no tier of this host has it; its package may be missing"
-                    fix = "pip install 'stockade[science]'      (the package of python-data)"
+                    fix = install("science")  # the package of python-data
                     raise Refusal(Exit.NOT_FOUND, "no such image", where=image, why=why, fix=fix)
                 for driver in offering:
                     async with anyio.create_task_group() as tasks:

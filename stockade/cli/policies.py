@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stockade.cli.exits import Exit, Refusal
+from stockade.cli.exits import Exit, Refusal, install
 
 if TYPE_CHECKING:
     from controlplane.authorization.bundle import Bundle
@@ -43,7 +43,7 @@ def _load(directory: Path | None) -> Bundle:
             Exit.USAGE,
             "policy commands need the control plane's parts",
             why=str(error),
-            fix="pip install stockade[server]",
+            fix=install("server"),
         ) from None
     try:
         return load_bundle((directory,) if directory else ())

@@ -1,0 +1,119 @@
+"""What ``stockade doctor`` tries of the host itself. Nothing here changes anything or lasts longer than seconds."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from stockade import __version__
+from stockade.cli import places
+from stockade.cli.output import size
+
+MIN_DISK_BYTES = 2 * 1024**3
+MIN_SQLITE = (3, 35, 0)
+TRY_SECONDS = 10.0
+_UNSHARE = "import ctypes, os, sys; libc = ctypes.CDLL(None, use_errno=True); failed = libc.unshare(0x10000000);"
+_UNSHARE += "sys.exit(os.strerror(ctypes.get_errno()) if failed else 0)"
+_SWITCHES = (
+    ("user.max_user_namespaces", "0", "10000"),
+    ("kernel.unprivileged_userns_clone", "0", "1"),
+    ("kernel.apparmor_restrict_unprivileged_userns", "1", "0"),
+)
+"""A sysctl, the value that closes user namespaces, and one that opens them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing tried. ``needed`` things must hold for anything to work; the others add a tier or a strength."""
+
+    name: str
+    ok: bool
+    detail: str
+    fix: str = ""
+    needed: bool = False
+
+
+def version() -> Finding:
+    found = ".".join(str(part) for part in sys.version_info[:3])
+    return Finding(
+        name="python", ok=(3, 11) <= sys.version_info[:2] < (3, 14), detail=f"{found}, stockade {__version__}",
+        fix="install Python 3.11, 3.12 or 3.13", needed=True,
+    )  # fmt: skip
+
+
+def bubblewrap() -> Finding:
+    path = shutil.which("bwrap")
+    return Finding(
+        name="bubblewrap", ok=path is not None, detail=path or "no bwrap program: no jail tier, wasm in strength user",
+        fix="apt-get install bubblewrap",
+    )  # fmt: skip
+
+
+def namespaces() -> Finding:
+    """Whether walls can be made, by making some."""
+    program = shutil.which("bwrap")
+    walls = [program, "--unshare-all", "--ro-bind", "/", "/", "--", "/bin/true"] if program else None
+    what = "bwrap makes its walls" if walls else "a user namespace can be made"
+    try:
+        tried = subprocess.run(
+            walls or [sys.executable, "-I", "-c", _UNSHARE], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            timeout=TRY_SECONDS, check=False,
+        )  # fmt: skip
+        failed = "" if tried.returncode == 0 else (tried.stderr.strip() or f"exit {tried.returncode}")
+    except (OSError, subprocess.TimeoutExpired) as error:
+        failed = str(error)
+    return Finding(name="namespaces", ok=not failed, detail=failed or what, fix=_open_namespaces())
+
+
+def _open_namespaces() -> str:
+    closed = [f"{name}={opened}" for name, shut, opened in _SWITCHES if _sysctl(name) == shut]
+    if closed:
+        return f"sysctl -w {' '.join(closed)}"
+    return (
+        "the kernel's switches are open, so a container's limits or seccomp profile forbid it: "
+        "run outside, or let the container make user namespaces"
+    )
+
+
+def _sysctl(name: str) -> str:
+    try:
+        return Path("/proc/sys", *name.split(".")).read_text().strip()
+    except OSError:
+        return ""
+
+
+def cgroups() -> Finding:
+    v2 = Path("/sys/fs/cgroup/cgroup.controllers").exists()
+    v1 = Path("/sys/fs/cgroup/memory").is_dir()
+    place = Path("/sys/fs/cgroup/memory") if v1 else Path("/sys/fs/cgroup")
+    writable = os.geteuid() == 0 and (v1 or v2) and os.access(place, os.W_OK)
+    kind = "v2" if v2 else "v1" if v1 else "none"
+    return Finding(
+        name="cgroups", ok=writable, detail=f"{kind}, {'writable' if writable else 'not ours: strength user'}",
+        fix="run the node as root for strength full; strength user works without",
+    )  # fmt: skip
+
+
+def disk(state_dir: Path | None) -> Finding:
+    place = places.state_dir(state_dir)
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    writable = os.access(place, os.W_OK)
+    return Finding(
+        name="disk", ok=free >= MIN_DISK_BYTES and writable, needed=True,
+        detail=f"{size(free)} free at {place}" + ("" if writable else ", where this user may not write"),
+        fix=f"free {size(MIN_DISK_BYTES)} there, or choose another place with --state-dir",
+    )  # fmt: skip
+
+
+def sqlite() -> Finding:
+    return Finding(
+        name="sqlite", ok=sqlite3.sqlite_version_info >= MIN_SQLITE, detail=sqlite3.sqlite_version,
+        fix="use a Python built with SQLite 3.35 or newer", needed=True,
+    )  # fmt: skip
