@@ -6,19 +6,15 @@ Busy now and never fits are told apart: the first ends by itself, the second nee
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-from scheduler.cluster import IMAGE_PREPARING, Floats, Ints, Snapshot
+from scheduler.cluster import IMAGE_PREPARING, Rows, Snapshot
 from scheduler.demand import Demand
 from scheduler.explanation import CODES, NUMBER, Reason, ReasonCode
 from scheduler.feasibility import CAPACITY
-from scheduler.ledger import Ledger, Needs
+from scheduler.ledger import Columns, Hold, Ledger, Needs, shortage
 from scheduler.scoreboard import Scoreboard
 
 MIB = 1024 * 1024
-Rows = npt.NDArray[np.intp]
-Columns = tuple[Ints, Ints, Ints, Ints]
-"""GPUs, CPU, memory, slots."""
 
 
 def reasons_for(snapshot: Snapshot, ledger: Ledger, demand: Demand, board: Scoreboard) -> tuple[Reason, ...]:
@@ -53,13 +49,12 @@ def _capacity(
     needs, excluded = board.needs, len(rows)
     if needs.gpu and needs.gpu_memory_bytes:
         rows = rows[snapshot.gpu_memory[rows] >= needs.gpu_memory_bytes]
-    totals = snapshot.gpu_total, snapshot.cpu_total, snapshot.memory_total, snapshot.slots_total
-    left = ledger.gpu, ledger.cpu, ledger.memory, ledger.slots
-    lacking = _shares(needs, totals, rows)
+    totals, left = snapshot.totals, ledger.columns
+    lacking = shortage(needs, totals, rows)
     busy = rows[lacking == 0.0]
     asked = _asked(needs, code)
     if busy.size:
-        nearest = int(busy[_shares(needs, left, busy).argmin()])
+        nearest = int(busy[shortage(needs, left, busy).argmin()])
         name, lacks = snapshot.nodes[nearest].name, " and ".join(_lacks(needs, left, nearest))
         return Reason(
             code=code,
@@ -79,23 +74,10 @@ def _capacity(
     )
 
 
-def _shares(needs: Needs, columns: Columns, rows: Rows) -> Floats:
-    """Per row, what it lacks as a share of the need, summed over resources: 0 where it lacks nothing."""
-    share = np.zeros(len(rows), dtype=np.float64)
-    for need, column in zip(_each(needs), columns, strict=True):
-        if need:
-            share += np.maximum(need - column[rows], 0) / need
-    return share
-
-
 def _lacks(needs: Needs, columns: Columns, row: int) -> list[str]:
     words = _gpus, _cpus, _memory, _slots
-    short = [need - int(column[row]) for need, column in zip(_each(needs), columns, strict=True)]
+    short = [need - int(column[row]) for need, column in zip(needs.amounts(), columns, strict=True)]
     return [say(lack) for lack, say in zip(short, words, strict=True) if lack > 0]
-
-
-def _each(needs: Needs) -> tuple[int, int, int, int]:
-    return needs.gpu, needs.cpu_milli, needs.memory_bytes, 1
 
 
 def _other(
@@ -131,6 +113,9 @@ def _other(
             fix = "export it there with `stockade node --data NAME=PATH`"
             if len(keys) > 1:
                 fix += "; one node must hold all of a step's data"
+        case ReasonCode.HELD if ledger.held is not None:
+            message, fix = _held_words(snapshot, ledger.held, demand)
+            permanent = False
         case _:
             most = int(snapshot.gpu_memory[rows].max())
             message = f"{some} whose GPUs have less than {_memory(board.needs.gpu_memory_bytes)} each"
@@ -147,6 +132,13 @@ def _tier_words(snapshot: Snapshot, demand: Demand, rows: Rows, some: str) -> tu
     why = next((absent[t] for row in rows for t in options if t in (absent := snapshot.nodes[row].tiers_absent)), "")
     message = f"{some} without tier {wanted}" + (f": {why}" if why else "")
     return message, "run `stockade doctor` on a node to see what the tier needs, or ask for another tier"
+
+
+def _held_words(snapshot: Snapshot, held: Hold, demand: Demand) -> tuple[str, str]:
+    name = snapshot.nodes[held.row].name
+    whose = held.demand.id if held.demand.tenant == demand.tenant else "a step of another tenant"
+    message = f"node {name} is held for {whose}, which has waited longer and needs more than is free there"
+    return message, "wait until that step has its place, ask for less, or join another node"
 
 
 _WORDS = {ReasonCode.GPU: "GPUs", ReasonCode.CPU: "CPU", ReasonCode.MEMORY: "memory", ReasonCode.SLOTS: "a slot"}

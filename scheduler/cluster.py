@@ -20,6 +20,7 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Codes = npt.NDArray[np.int8]
+Rows = npt.NDArray[np.intp]
 Key = TypeVar("Key")
 
 LARGEST = 2**60
@@ -136,6 +137,11 @@ class Snapshot:
     @property
     def gpu_memory(self) -> Ints:
         return self._amounts[8]
+
+    @property
+    def totals(self) -> tuple[Ints, Ints, Ints, Ints]:
+        """GPUs, CPU, memory, slots."""
+        return self.gpu_total, self.cpu_total, self.memory_total, self.slots_total
 
     @cached_property
     def bandwidth(self) -> Floats:

@@ -32,6 +32,10 @@ class Demand:
     ``AUTO_TIERS`` whose image is ready there. A non-empty ``tiers_allowed`` narrows either. ``image=None`` accepts a
     tier whatever its images. ``near`` changes the cost and never the feasibility. Higher ``priority`` goes first.
 
+    ``starving`` says that it has waited too long: it goes before others of its priority, and the first such demand
+    that only busy nodes could take has one of them held for it (``scheduler.holding``). ``tenant`` decides nothing; a
+    demand of another tenant is not named in what a demand is told.
+
     Raises ``ValueError`` for a negative amount, which would otherwise *add* capacity to a node.
     """
 
@@ -47,6 +51,8 @@ class Demand:
     near: tuple[str, ...] = ()
     priority: int = 0
     tiers_allowed: tuple[str, ...] = ()
+    starving: bool = False
+    tenant: str = ""
 
     def __post_init__(self) -> None:
         if self.cpu_milli < 0 or self.memory_bytes < 0 or self.gpu < 0 or self.gpu_memory_bytes < 0:

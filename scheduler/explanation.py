@@ -24,6 +24,7 @@ class ReasonCode(StrEnum):
     CPU = "cpu"
     MEMORY = "memory"
     SLOTS = "slots"
+    HELD = "held"
 
 
 CODES = tuple(ReasonCode)

@@ -56,15 +56,23 @@ def capacity_filters(ledger: Ledger, needs: Needs, fixed: Codes) -> Codes:
     blocked[ledger.cpu < needs.cpu_milli] = NUMBER[ReasonCode.CPU]
     if needs.gpu:
         blocked[ledger.gpu < needs.gpu] = NUMBER[ReasonCode.GPU]
+    if ledger.held is not None and blocked[ledger.held.row]:
+        blocked[ledger.held.row] = capacity_filter_at(ledger, needs, ledger.held.row)
     return np.where(fixed > 0, fixed, blocked)
 
 
 def capacity_filter_at(ledger: Ledger, needs: Needs, row: int) -> int:
     """``capacity_filters`` for one node that passed the fixed filters."""
-    if ledger.gpu[row] < needs.gpu:
-        return NUMBER[ReasonCode.GPU]
-    if ledger.cpu[row] < needs.cpu_milli:
-        return NUMBER[ReasonCode.CPU]
-    if ledger.memory[row] < needs.memory_bytes:
-        return NUMBER[ReasonCode.MEMORY]
-    return NUMBER[ReasonCode.SLOTS] if ledger.slots[row] < 1 else 0
+    left = tuple(int(column[row]) for column in ledger.columns)
+    verdict = _first_short(needs, left)
+    if verdict and ledger.held is not None and ledger.held.row == row:
+        unheld = tuple(amount + kept for amount, kept in zip(left, ledger.held.amounts, strict=True))
+        return verdict if _first_short(needs, unheld) else NUMBER[ReasonCode.HELD]
+    return verdict
+
+
+def _first_short(needs: Needs, left: tuple[int, ...]) -> int:
+    for code, need, amount in zip(CAPACITY, needs.amounts(), left, strict=True):
+        if amount < need:
+            return NUMBER[code]
+    return 0

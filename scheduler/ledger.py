@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scheduler.cluster import LARGEST, Ints, Snapshot
+import numpy as np
+
+from scheduler.cluster import LARGEST, Floats, Ints, Rows, Snapshot
 from scheduler.demand import Demand
 
 
@@ -27,6 +29,32 @@ class Needs:
             gpu_memory_bytes=min(demand.gpu_memory_bytes, most),
         )
 
+    def amounts(self) -> tuple[int, int, int, int]:
+        """In the order of ``Columns``."""
+        return self.gpu, self.cpu_milli, self.memory_bytes, 1
+
+
+Columns = tuple[Ints, Ints, Ints, Ints]
+"""GPUs, CPU, memory, slots."""
+
+
+def shortage(needs: Needs, columns: Columns, rows: Rows) -> Floats:
+    """Per row, what it lacks as a share of the need, summed over resources: 0 where it lacks nothing."""
+    share = np.zeros(len(rows), dtype=np.float64)
+    for need, column in zip(needs.amounts(), columns, strict=True):
+        if need:
+            share += np.maximum(need - column[rows], 0) / need
+    return share
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hold:
+    """A node kept for a demand that does not fit there yet. ``amounts`` is what was taken out of what is free."""
+
+    row: int
+    demand: Demand
+    amounts: tuple[int, int, int, int]
+
 
 class Ledger:
     """What is left on each node. ``changes`` lists touched rows in order, so readers can catch up cheaply."""
@@ -34,6 +62,7 @@ class Ledger:
     def __init__(self, snapshot: Snapshot) -> None:
         self.cpu, self.memory, self.slots, self.gpu = (column.copy() for column in snapshot.free)
         self.changes: list[int] = []
+        self.held: Hold | None = None
         self._snapshot = snapshot
         self._warm: dict[tuple[str, str | None], Ints] = {}
 
@@ -43,6 +72,11 @@ class Ledger:
         if column is None:
             column = self._warm[tier, image] = self._snapshot.warm(tier, image)
         return column
+
+    @property
+    def columns(self) -> Columns:
+        """What is left."""
+        return self.gpu, self.cpu, self.memory, self.slots
 
     def room(self, row: int, needs: Needs) -> int:
         """How many such demands still fit on the node."""
@@ -68,3 +102,16 @@ class Ledger:
             warm = self.warm(tier, image)
             warm[row] = max(0, int(warm[row]) - count)
         self.changes.append(row)
+
+    def hold(self, row: int, needs: Needs, demand: Demand) -> Hold:
+        """Keep the node for a demand that lacks something there: all that is free of what it lacks, and its full need
+        of the rest. Others may use what is left over, which cannot delay it."""
+        taken = []
+        for need, column in zip(needs.amounts(), self.columns, strict=True):
+            amount = min(need, int(column[row]))
+            column[row] -= amount
+            taken.append(amount)
+        gpu, cpu, memory, slots = taken
+        self.held = Hold(row=row, demand=demand, amounts=(gpu, cpu, memory, slots))
+        self.changes.append(row)
+        return self.held

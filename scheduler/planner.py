@@ -2,8 +2,9 @@
 
     queue order → filter → score → reserve
 
-Demands are taken by priority, then in the order given. Each placement uses up capacity before the next demand is
-looked at; one that fits nowhere waits, with reasons, and does not hold up those behind it.
+Demands are taken by priority, within one the starving ones first, then in the order given. Each placement uses up
+capacity before the next demand is looked at. One that fits nowhere waits, with reasons, and holds up those behind it
+only if it starves: then they leave it one node (``scheduler.holding``).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from scheduler.blocking import reasons_for
 from scheduler.cluster import Snapshot
 from scheduler.demand import Demand, Shape, shape_of
 from scheduler.explanation import Explanation, Reason
+from scheduler.holding import hold_for, with_hold
 from scheduler.ledger import Ledger
 from scheduler.quick import NODES_MOST, alike_and_plain, quick
 from scheduler.scoreboard import Scoreboard
@@ -43,10 +45,14 @@ class Waiting:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """Each demand is in exactly one of the two, both in queue order."""
+    """Each demand is in exactly one of the two, both in queue order.
+
+    ``held`` is the demand that a node is held for, which is among ``waiting``, and that node.
+    """
 
     placements: tuple[Placement, ...]
     waiting: tuple[Waiting, ...]
+    held: tuple[str, str] | None = None
 
 
 def plan(snapshot: Snapshot, demands: Sequence[Demand]) -> Plan:
@@ -62,30 +68,33 @@ def by_boards(snapshot: Snapshot, demands: Sequence[Demand]) -> Plan:
     """``plan`` for every cluster and every queue, on columns."""
     ledger = Ledger(snapshot)
     boards: dict[Shape, Scoreboard] = {}
-    stuck: dict[Shape, tuple[tuple[Reason, ...], Explanation]] = {}
+    told: dict[tuple[Shape, str | None], tuple[tuple[Reason, ...], Explanation]] = {}
     placements: list[Placement] = []
     waiting: list[Waiting] = []
     for shape, batch in _batches(demands):
-        while batch:
-            if shape in stuck:
-                reasons, why = stuck[shape]
-                waiting += [Waiting(demand=demand.id, reasons=reasons, explanation=why) for demand in batch]
-                break
-            board = boards.get(shape)
-            if board is None:
-                board = boards[shape] = Scoreboard(snapshot, ledger, batch[0])
-            else:
-                board.catch_up()
-            row = board.best
-            if row < 0:
-                # Capacity only shrinks within a call: what does not fit now will not fit later in it.
-                stuck[shape] = reasons_for(snapshot, ledger, batch[0], board), board.explanation()
-                continue
+        board = boards.get(shape)
+        if board is None:
+            board = boards[shape] = Scoreboard(snapshot, ledger, batch[0])
+        while batch and (row := board.cheapest()) >= 0:
             count = min(len(batch), board.uniform_room(row))
             placements += _placed(snapshot, board, row, batch[:count])
             ledger.reserve(row, board.needs, count, board.tier_at(row), batch[0].image)
             batch = batch[count:]
-    return Plan(placements=tuple(placements), waiting=tuple(waiting))
+        if batch and batch[0].starving and ledger.held is None:
+            reasons, why = reasons_for(snapshot, ledger, batch[0], board), board.explanation()
+            hold = hold_for(snapshot, ledger, batch[0], board)
+            if hold is not None:
+                reasons = with_hold(reasons, snapshot, hold, board)
+                waiting.append(Waiting(demand=batch[0].id, reasons=reasons, explanation=why))
+                batch = batch[1:]
+        for demand in batch:
+            # Reasons are alike for a shape, but name the holder to its own tenant only.
+            key = shape, None if ledger.held is None else demand.tenant
+            if key not in told:
+                told[key] = reasons_for(snapshot, ledger, demand, board), board.explanation()
+            waiting.append(Waiting(demand=demand.id, reasons=told[key][0], explanation=told[key][1]))
+    held = None if ledger.held is None else (ledger.held.demand.id, snapshot.nodes[ledger.held.row].id)
+    return Plan(placements=tuple(placements), waiting=tuple(waiting), held=held)
 
 
 def _all_placed(snapshot: Snapshot, demands: Sequence[Demand], chunks: list[tuple[int, int, Explanation]]) -> Plan:
@@ -112,7 +121,7 @@ def _batches(demands: Sequence[Demand]) -> list[tuple[Shape, list[Demand]]]:
     Placing such a run node by node equals placing it one by one: a reservation makes its node fuller, hence cheaper,
     so the best node stays the best until it is full or its warm sandboxes are used up.
     """
-    queue = sorted(demands, key=lambda demand: -demand.priority)
+    queue = sorted(demands, key=lambda demand: -2 * demand.priority - demand.starving)
     batches: list[tuple[Shape, list[Demand]]] = []
     last: Shape | None = None
     for demand in queue:

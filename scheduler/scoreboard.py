@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from scheduler.cluster import Snapshot
+from scheduler.cluster import Rows, Snapshot
 from scheduler.demand import Demand
 from scheduler.explanation import CODES, Candidate, Explanation
 from scheduler.feasibility import capacity_filter_at, capacity_filters, fixed_filters, tier_choice
@@ -20,7 +20,7 @@ TOP = 3
 
 
 class Scoreboard:
-    """Verdicts and costs of one shape against one ledger. ``best`` is ``-1`` when no node fits."""
+    """Verdicts and costs of one shape against one ledger."""
 
     def __init__(self, snapshot: Snapshot, ledger: Ledger, demand: Demand) -> None:
         self.needs = Needs.of(demand)
@@ -47,7 +47,7 @@ class Scoreboard:
         self._cost = np.where(self.blocked == 0, cost, NOWHERE)
         self._seen = len(self._ledger.changes)
 
-    def catch_up(self) -> None:
+    def _catch_up(self) -> None:
         """Bring nodes that were reserved on since the last call up to date."""
         changes = self._ledger.changes
         if len(changes) - self._seen > max(8, len(self._snapshot) // 8):
@@ -69,12 +69,15 @@ class Scoreboard:
                 self._cost[row] = cost + self._packing.at(self._ledger, row)
         self._seen = len(changes)
 
+    def cheapest(self) -> int:
+        """Row of the cheapest node that fits now, the first among equals; ``-1`` when none does."""
+        self._catch_up()
+        return int(self._cost.argmin()) if self._counts[0] else -1
+
     @property
-    def best(self) -> int:
-        """Row of the cheapest node that fits, the first among equals."""
-        if not self._counts[0]:
-            return -1
-        return int(self._cost.argmin())
+    def eligible(self) -> Rows:
+        """Rows that could take the demand, were they empty and large enough."""
+        return np.flatnonzero(self._passed == 0)
 
     def tier_at(self, row: int) -> str | None:
         """The tier this node would use."""

@@ -87,7 +87,11 @@ def queues(draw: st.DrawFn) -> tuple[Demand, ...]:
     """Queues with repeats, both adjacent and interleaved, as maps over shards make them."""
     kinds = draw(st.lists(shapes(), min_size=1, max_size=3))
     order = draw(st.lists(st.integers(0, len(kinds) - 1), max_size=20))
-    return tuple(replace(kinds[kind], id=f"d{position}") for position, kind in enumerate(order))
+    starving = draw(st.sets(st.integers(0, 19), max_size=3))
+    return tuple(
+        replace(kinds[kind], id=f"d{position}", starving=position in starving, tenant=draw(st.sampled_from("st")))
+        for position, kind in enumerate(order)
+    )
 
 
 def may_hold(view: NodeView, asked: Demand, placement: Placement) -> bool:
@@ -176,6 +180,7 @@ def _after(snapshot: Snapshot, asked: Demand, placement: Placement) -> Snapshot:
 @given(clusters(), queues())
 def test_a_batch_is_placed_as_one_by_one(snapshot: Snapshot, queue: tuple[Demand, ...]) -> None:
     """Batching is only speed: planning each demand alone on what the earlier ones left gives the same nodes."""
+    queue = tuple(replace(asked, starving=False) for asked in queue)  # a hold ends with its call
     together = {placement.demand: (placement.node, placement.tier) for placement in plan(snapshot, queue).placements}
     alone = {}
     for asked in sorted(queue, key=lambda item: -item.priority):
@@ -205,5 +210,115 @@ def test_plain_tool_calls_on_few_nodes_are_decided_as_boards_decide(
 @given(clusters(), queues())
 def test_an_explanations_text_is_its_json(snapshot: Snapshot, queue: tuple[Demand, ...]) -> None:
     result = plan(snapshot, queue)
-    for why in [one.explanation for one in (*result.placements, *result.waiting)]:
+    for why in [one.explanation for one in result.placements] + [one.explanation for one in result.waiting]:
         assert json.loads(why.text) == why.to_json()
+
+
+def _lacks(view: NodeView, asked: Demand) -> tuple[int, ...]:
+    free = (view.cpu_milli_free, view.memory_free, view.gpu_free, view.slots_free)
+    return tuple(max(0, need - left) for need, left in zip(_amounts(asked), free, strict=True))
+
+
+def _amounts(asked: Demand) -> tuple[int, int, int, int]:
+    return asked.cpu_milli, asked.memory_bytes, asked.gpu, 1
+
+
+@st.composite
+def contests(draw: st.DrawFn) -> tuple[Snapshot, Demand, tuple[Demand, ...]]:
+    """A demand that one node could take once emptied, and tool calls that compete with it."""
+    views = [replace(view, slots_total=view.slots_total + 1) for view in draw(clusters()).nodes]
+    host = replace(draw(node_views()), id="host", schedulable=True, slots_total=20, slots_free=20, cpu_milli_total=9)
+    host = replace(host, cpu_milli_free=draw(st.integers(0, 8)))
+    head = Demand(
+        id="head",
+        starving=True,
+        priority=1,
+        cpu_milli=9,
+        memory_bytes=draw(st.integers(0, host.memory_total)),
+        gpu=draw(st.integers(0, host.gpu_total)),
+    )
+    amounts = st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 1))
+    queue = [
+        Demand(id=f"d{position}", cpu_milli=cpu, memory_bytes=memory, gpu=gpu)
+        for position, (cpu, memory, gpu) in enumerate(draw(st.lists(amounts, max_size=12)))
+    ]
+    return Snapshot((*views, host)), head, tuple(queue)
+
+
+@settings(max_examples=200, deadline=None)
+@given(contests())
+def test_nothing_placed_later_adds_to_what_a_held_node_lacks(
+    contest: tuple[Snapshot, Demand, tuple[Demand, ...]],
+) -> None:
+    snapshot, head, queue = contest
+    result = plan(snapshot, (*queue, head))
+    assert result.held == ("head", "host")
+    before = next(view for view in snapshot.nodes if view.id == result.held[1])
+    by_id = {asked.id: asked for asked in queue}
+    after = snapshot
+    for placement in result.placements:
+        after = _after(after, by_id[placement.demand], placement)
+    assert any(_lacks(before, head))
+    assert _lacks(next(view for view in after.nodes if view.id == before.id), head) == _lacks(before, head)
+
+
+@st.composite
+def floods(draw: st.DrawFn) -> tuple[list[list[int]], tuple[int, int], list[tuple[int, int, int]]]:
+    """Nodes (CPU, memory), a large demand that fits one of them, and small ones with how long each runs."""
+    nodes = draw(st.lists(st.lists(st.integers(2, 8), min_size=2, max_size=2), min_size=1, max_size=3))
+    host = draw(st.sampled_from(nodes))
+    large = (draw(st.integers(1, host[0])), draw(st.integers(1, host[1])))
+    small = st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(1, 5))
+    return nodes, large, draw(st.lists(small, min_size=1, max_size=12))
+
+
+@settings(max_examples=150, deadline=None)
+@given(floods())
+def test_an_endless_stream_of_small_demands_does_not_starve_a_large_one(
+    flood: tuple[list[list[int]], tuple[int, int], list[tuple[int, int, int]]],
+) -> None:
+    nodes, (cpu, memory), smalls = flood
+    large = Demand(id="large", cpu_milli=cpu, memory_bytes=memory, starving=True)
+    running: list[tuple[int, int, Demand]] = []  # (node, tick it ends, demand)
+    ends_on_held: dict[int, int] = {}
+    for tick in range(1000):
+        running = [one for one in running if one[1] > tick]
+        left = [
+            [node[part] - sum(_amounts(one[2])[part] for one in running if one[0] == row) for part in (0, 1)]
+            for row, node in enumerate(nodes)
+        ]
+        assert all(amount >= 0 for free in left for amount in free)
+        stream = [Demand(id=f"{tick}.{i}", cpu_milli=small[0], memory_bytes=small[1]) for i, small in enumerate(smalls)]
+        result = plan(_simple(nodes, left), [*stream, large] if tick >= 3 else stream)
+        placed = {one.demand: int(one.node) for one in result.placements}
+        if "large" in placed:
+            return
+        if result.held is not None:
+            held = int(result.held[1])
+            # What ran there when the hold began bounds the wait, as long as the hold stays.
+            ends_on_held = {held: ends_on_held.get(held, max(one[1] for one in running if one[0] == held))}
+            assert tick < ends_on_held[held]
+        else:
+            assert tick < 3
+        for i, asked in enumerate(stream):
+            if asked.id in placed:
+                running.append((placed[asked.id], tick + smalls[i][2], asked))
+    raise AssertionError("the large demand starved")
+
+
+def _simple(nodes: list[list[int]], left: list[list[int]]) -> Snapshot:
+    return Snapshot(
+        tuple(
+            NodeView(
+                id=str(row),
+                name=str(row),
+                cpu_milli_free=free[0],
+                cpu_milli_total=total[0],
+                memory_free=free[1],
+                memory_total=total[1],
+                slots_free=1000,
+                slots_total=1000,
+            )
+            for row, (total, free) in enumerate(zip(nodes, left, strict=True))
+        )
+    )

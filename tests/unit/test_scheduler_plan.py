@@ -193,7 +193,7 @@ def test_an_explanations_text_is_its_json_whatever_a_node_calls_itself() -> None
     odd = node("a", id='a"\\\n\u2028ü', gpu_total=1, wait_seconds=0.25)
     for asked in (demand(), demand(tier=None), demand(labels={"zone": "x"})):
         result = plan(Snapshot((odd, node("b", slots_free=0))), [asked])
-        (why,) = [one.explanation for one in (*result.placements, *result.waiting)]
+        (why,) = [one.explanation for one in result.placements] + [one.explanation for one in result.waiting]
         assert json.loads(why.text) == why.to_json()
 
 
@@ -211,3 +211,66 @@ def test_a_node_that_lies_harms_only_itself() -> None:
 def test_negative_needs_are_refused() -> None:
     with pytest.raises(ValueError, match="negative"):
         demand(cpu_milli=-1)
+
+
+def test_a_starving_step_has_a_node_held_that_small_ones_leave_alone() -> None:
+    nodes = Snapshot((node("a", cpu_milli_free=1000),))
+    result = plan(nodes, [demand("small"), demand("run/large", cpu_milli=3000, starving=True)])
+    assert (result.placements, result.held) == ((), ("run/large", "id-a"))
+    large, small = (waiting.reasons[0] for waiting in result.waiting)
+    assert large.message == "1 node could take it but lack CPU now (it asks for 3 CPU); node a is held for it"
+    assert (small.code, small.permanent) == (ReasonCode.HELD, False)
+    assert small.message.startswith("node a is held for run/large, which has waited longer")
+    assert result.waiting[1].explanation.to_json()["filtered"] == {"held": 1}
+
+
+def test_another_tenants_step_is_not_told_who_holds_the_node() -> None:
+    asked = [demand("run/large", cpu_milli=3000, starving=True, tenant="a")]
+    asked += [demand("mine", tenant="a"), demand("theirs", tenant="b")]
+    _, mine, theirs = plan(Snapshot((node("a", cpu_milli_free=1000),)), asked).waiting
+    assert "run/large" in mine.reasons[0].message
+    assert "run/large" not in str(theirs)
+    assert "held for a step of another tenant" in theirs.reasons[0].message
+
+
+def test_what_the_starving_step_would_leave_over_is_still_used() -> None:
+    gpu = node("a", cpu_milli_free=3000, gpu_total=2, gpu_free=1, gpu_memory_bytes=GIB)
+    asked = [demand("large", gpu=2, starving=True), demand("gpu", gpu=1), demand("1"), demand("2"), demand("3")]
+    result = plan(Snapshot((gpu,)), asked)
+    assert [placement.demand for placement in result.placements] == ["1", "2"]
+    assert {waiting.demand: waiting.reasons[0].code for waiting in result.waiting} == {
+        "large": ReasonCode.GPU,
+        "gpu": ReasonCode.HELD,
+        "3": ReasonCode.HELD,
+    }
+
+
+def test_the_node_that_lacks_least_is_held_and_the_others_go_on() -> None:
+    nodes = [node("a", cpu_milli_free=1000), node("b", cpu_milli_free=2000), node("small", cpu_milli_total=2000)]
+    result = plan(Snapshot(tuple(nodes)), [demand("large", cpu_milli=3000, starving=True), demand("1"), demand("2")])
+    assert result.held == ("large", "id-b")
+    assert [placement.node for placement in result.placements] == ["id-a", "id-small"]
+
+
+def test_one_node_is_held_for_the_first_that_could_ever_fit() -> None:
+    nodes = (node("a", cpu_milli_free=1000), node("b", cpu_milli_free=500))
+    hopeless, first, second = (demand(str(cpu), cpu_milli=cpu, starving=True) for cpu in (9000, 4000, 3000))
+    result = plan(Snapshot(nodes), [hopeless, first, second, demand("small", cpu_milli=500)])
+    assert result.held == ("4000", "id-a")
+    assert [placement.node for placement in result.placements] == ["id-b"]
+    assert [waiting.reasons[0].permanent for waiting in result.waiting] == [True, False, False]
+
+
+def test_no_node_is_held_when_the_starving_step_fits_or_its_node_is_cordoned() -> None:
+    starving = demand("large", cpu_milli=3000, starving=True)
+    result = plan(Snapshot((node("a"),)), [demand("small"), starving, demand("late")])
+    assert result.held is None
+    assert [placement.demand for placement in result.placements] == ["large", "small"]
+    cordoned = node("b", schedulable=False, cpu_milli_free=2500)
+    assert plan(Snapshot((node("a", cpu_milli_free=0), cordoned)), [starving]).held == ("large", "id-a")
+
+
+def test_a_higher_priority_goes_before_a_starving_step() -> None:
+    asked = [demand("large", cpu_milli=3000, starving=True), demand("urgent", priority=1), demand("small")]
+    result = plan(Snapshot((node("a", cpu_milli_free=2000),)), asked)
+    assert [placement.demand for placement in result.placements] == ["urgent"]
