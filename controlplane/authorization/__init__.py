@@ -10,7 +10,9 @@ bundle.py        policy files and data, their revision, and where each reason co
 profile.py       the portable part of Rego, checked when a bundle is loaded
 syntax.py        walks regorus' syntax tree, for the two above
 embedded.py      the engine for one machine: regorus in worker processes
-worker_process.py, worker.py   one such process, seen from outside and from inside
+worker_process.py, worker.py   these processes, seen from outside and from inside
+channel.py       frames over the sockets between them
+quarantine.py    which questions have cost a worker, so that they run alone the next time
 rule_tests.py    runs a bundle's ``test_`` rules with coverage
 explanation.py   a decision as text for people
 testing.py       StaticEngine, the double that passes the same conformance suite

@@ -8,7 +8,16 @@ from typing import Any
 import msgspec
 
 from controlplane.authorization.masking import masked
-from controlplane.authorization.values import Decision, Failure, Obligation, Question, Reason, digest_of
+from controlplane.authorization.values import (
+    Decision,
+    EntryPoint,
+    Failure,
+    Obligation,
+    Question,
+    Reason,
+    canonical,
+    digest_of,
+)
 from controlplane.ids import new_id
 
 
@@ -27,50 +36,80 @@ class _RawDecision(msgspec.Struct, forbid_unknown_fields=True):
 
 
 _DECODER = msgspec.json.Decoder(_RawDecision)
-_UNDEFINED = b'"<undefined>"'
+_UNDEFINED = '"<undefined>"'
+# Most answers are one of a few texts (the allow, the same denial again), so their parts are made once.
+_REMEMBERED = 512
+_LONGEST_REMEMBERED = 2048
+
+_Parts = tuple[bool, tuple[Reason, ...], tuple[Obligation, ...]]
 
 
-def read_answer(
-    question: Question, encoded: bytes, answer: bytes, *, rules: Mapping[str, str], revision: str, engine: str
-) -> Decision:
-    """The decision that ``answer`` (JSON) is; ``rules`` maps a reason code to its ``file:line``."""
-    try:
+class AnswerReader:
+    """Reads the answers of one engine with one bundle; ``rules`` maps a reason code to its ``file:line``."""
+
+    def __init__(self, *, rules: Mapping[str, str], revision: str, engine: str) -> None:
+        self._rules = rules
+        self._revision = revision
+        self._engine = engine
+        self._remembered: dict[tuple[EntryPoint, str], _Parts] = {}
+
+    def read(self, question: Question, answer: str) -> Decision:
+        """The decision that ``answer`` (JSON) is. Raises: TypeError, ValueError if the question is not JSON-able."""
+        key = (question.entry, answer)
+        parts = self._remembered.get(key)
+        if parts is None:
+            try:
+                parts = self._parts(question.entry, answer)
+            except (msgspec.DecodeError, ValueError) as problem:
+                return self._malformed(question, answer, problem)
+            # Obligations hold what their rule wrote, which is rarely the same twice.
+            if len(answer) <= _LONGEST_REMEMBERED and not parts[2]:
+                if len(self._remembered) >= _REMEMBERED:
+                    self._remembered.clear()
+                self._remembered[key] = parts
+        allow, reasons, obligations = parts
+        encoded = question.encoded()
+        kept = masked(question.input)
+        return Decision(
+            id=new_id("dec"),
+            entry=question.entry,
+            allow=allow,
+            reasons=reasons,
+            obligations=obligations,
+            revision=self._revision,
+            engine=self._engine,
+            input_digest=digest_of(encoded),
+            input=kept,
+            input_json=(encoded if kept is question.input else canonical(kept)).decode(),
+        )
+
+    def _parts(self, entry: EntryPoint, answer: str) -> _Parts:
         raw = _DECODER.decode(answer)
-        obligations = tuple(_obligation(one) for one in raw.obligations) if raw.obligations else ()
-    except (msgspec.DecodeError, ValueError) as problem:
+        obligations = tuple(_obligation(one) for one in raw.obligations)
+        reasons = tuple(
+            Reason(code=one.code, message=one.message, rule=self._rules.get(one.code, ""), remedy=one.remedy)
+            for one in raw.reasons
+        )
+        if not raw.allow and not reasons:
+            reasons = (
+                Reason(
+                    code="default_deny",
+                    message=f"No rule of {entry.value} allows this.",
+                    remedy="Add a rule that allows it, or ask whoever keeps the policy.",
+                ),
+            )
+        return raw.allow, reasons, obligations if raw.allow else ()
+
+    def _malformed(self, question: Question, answer: str, problem: Exception) -> Decision:
         said = "undefined" if answer.strip() == _UNDEFINED else f"not a decision: {problem}"
         return refusal(
             question,
             failure="malformed_answer",
             message=f"{question.entry.value}.decision is {said}.",
             remedy="Give `decision` a default, and exactly allow, reasons, obligations; try `stockade policy test`.",
-            revision=revision,
-            engine=engine,
-            encoded=encoded,
+            revision=self._revision,
+            engine=self._engine,
         )
-    reasons = tuple(
-        Reason(code=one.code, message=one.message, rule=rules.get(one.code, ""), remedy=one.remedy)
-        for one in raw.reasons
-    )
-    if not raw.allow and not reasons:
-        reasons = (
-            Reason(
-                code="default_deny",
-                message=f"No rule of {question.entry.value} allows this.",
-                remedy="Add a rule that allows it, or ask whoever keeps the policy.",
-            ),
-        )
-    return Decision(
-        id=new_id("dec"),
-        entry=question.entry,
-        allow=raw.allow,
-        reasons=reasons,
-        obligations=obligations if raw.allow else (),
-        revision=revision,
-        engine=engine,
-        input_digest=digest_of(encoded),
-        input=masked(question.input),
-    )
 
 
 def refusal(
@@ -82,9 +121,9 @@ def refusal(
     revision: str,
     engine: str,
     code: str = "",
-    encoded: bytes | None = None,
 ) -> Decision:
     """A denial that no rule made. ``code`` defaults to the failure."""
+    kept, text = _safe_input(question)
     return Decision(
         id=new_id("dec"),
         entry=question.entry,
@@ -93,8 +132,9 @@ def refusal(
         obligations=(),
         revision=revision,
         engine=engine,
-        input_digest=_safe_digest(question) if encoded is None else digest_of(encoded),
-        input=_safe_input(question),
+        input_digest=_safe_digest(question),
+        input=kept,
+        input_json=text,
         failure=failure,
     )
 
@@ -114,10 +154,9 @@ def _safe_digest(question: Question) -> str:
         return ""
 
 
-def _safe_input(question: Question) -> dict[str, Any]:
+def _safe_input(question: Question) -> tuple[Mapping[str, Any], str]:
     try:
-        copied = masked(question.input)
-        msgspec.json.encode(copied)
+        kept = masked(question.input)
+        return kept, canonical(kept).decode()
     except (TypeError, ValueError, AttributeError, RecursionError):
-        return {}
-    return copied
+        return {}, "{}"

@@ -1,34 +1,48 @@
 """The policy engine for one machine: regorus in worker processes that may be killed at any moment.
 
-    decide ──batch──▶ active worker ──10 ms in one question──▶ suspect: keeps that question only,
-                          ▲                                    everything else moves to the spare at once
-                          └── spare (started ahead) ◀── a new one starts
-    suspect ──answers──▶ spare again          suspect ──200 ms──▶ killed; its question is unavailable
+    decide ──frames──▶ active workers ──10 ms in one question──▶ suspect: keeps that question only,
+                           ▲                                     everything else moves on at once
+                           └── spares ◀──fork, 1 ms── template (has loaded the bundle)
+    suspect ──answers──▶ its answer counts; it ends
+    suspect ──200 ms──▶ killed; its question is unavailable, and the next time in quarantine:
+    decide ──quarantined──▶ one spare at a time, alone
 
-So a runaway rule costs its own question 200 ms, and those behind it the 10 to 15 until it is noticed. A worker that
-stands still without having begun a question (stopped, swapped out) loses all of them to the spare. What nobody
-answered when the deadline has passed is ``PolicyUnavailable``.
+So a runaway rule costs its own question 200 ms, those behind it the 10 to 15 until it is noticed, and the second
+time nobody anything. Runaways have the processor last, and only four run at once: another one ends the oldest.
+A worker that stands still without having begun a question (stopped, swapped out) loses all of them to others.
+What nobody answered when the deadline has passed is ``PolicyUnavailable``.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-from controlplane.authorization.answers import read_answer, refusal
+from controlplane.authorization.answers import AnswerReader, refusal
 from controlplane.authorization.bundle import Bundle
+from controlplane.authorization.quarantine import Quarantine
 from controlplane.authorization.values import Decision, EntryPoint, PolicyUnavailable, Question
-from controlplane.authorization.worker_process import Asked, WorkerProcess
+from controlplane.authorization.worker_process import Asked, Template, WorkerProcess
 
 ENGINE = "regorus-0.13"
 # So that this loop can read one frame's answers while the worker is in the next; 8, 16 and 64 measured alike.
 FRAME_QUESTIONS = 16
+# While suspects run, others of their kind are likely near: fewer go down with each.
+_WARY_FRAME_QUESTIONS = 4
+_SPARES = 2
+# While suspects run, this many spares more than wanted may answer: what moves on may hold another runaway.
+_HELPERS_MOST = 2
+_SUSPECTS_MOST = 4
 _LOOK_SECONDS = 0.005
 _SUSPECT_SECONDS = 0.010
+# Enough that runaways do not slow the others down, not so much that a machine full of work starves an innocent one.
+_SUSPECT_NICE = 5
+_ALONE_NICE = 10
 # A suspect is killed at the deadline; this is how much later its question is given up, and still < 250 ms.
 _GRACE_SECONDS = 0.010
 _START_SECONDS = 10.0
+_FORK_SECONDS = 1.0
 _RETRY_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0)
 _RULES = [f"data.{entry.value}.decision" for entry in EntryPoint]
 _RULE_OF = {entry: index for index, entry in enumerate(EntryPoint)}
@@ -39,11 +53,10 @@ Answer = Decision | PolicyUnavailable
 class _Batch:
     """The questions of one ``decide`` call. The first answer to a question counts."""
 
-    __slots__ = ("answers", "done", "encoded", "missing", "questions")
+    __slots__ = ("answers", "done", "missing", "questions")
 
     def __init__(self, questions: Sequence[Question], done: asyncio.Future[None]) -> None:
         self.questions = questions
-        self.encoded: list[bytes] = []
         self.answers: list[Answer | None] = [None] * len(questions)
         self.missing = len(questions)
         self.done = done
@@ -57,21 +70,27 @@ class _Batch:
 
 
 class EmbeddedEngine:
-    """Evaluates ``bundle`` in ``workers`` processes and one spare. One event loop uses it."""
+    """Evaluates ``bundle`` in ``workers`` processes, with two spares. One event loop uses it."""
 
     def __init__(self, bundle: Bundle, workers: int = 1, deadline_seconds: float = 0.2) -> None:
         if workers < 1 or deadline_seconds <= 0:
             raise ValueError("workers must be ≥ 1 and deadline_seconds > 0")
         self._bundle = bundle
         self._load = {"files": dict(bundle.files), "data": bundle.data_json, "rules": _RULES}
+        self._reader = AnswerReader(rules=bundle.rules, revision=bundle.revision, engine=ENGINE)
         self._wanted = workers
         self._deadline_seconds = deadline_seconds
+        self._template: Template | None = None
         self._active: list[WorkerProcess] = []
         self._spares: list[WorkerProcess] = []
         self._starting: list[WorkerProcess] = []
         self._suspects: list[WorkerProcess] = []
-        self._ended: list[WorkerProcess] = []
+        self._ended: list[Template] = []
         self._unplaced: list[Asked] = []
+        self._quarantine = Quarantine()
+        self._quarantined: deque[Asked] = deque()
+        self.ran_alone = 0
+        """How many questions were kept from all others, because they had cost a worker before."""
         self._watch: asyncio.TimerHandle | None = None
         self._retry: asyncio.TimerHandle | None = None
         self._failures = 0
@@ -86,11 +105,16 @@ class EmbeddedEngine:
 
     @property
     def pids(self) -> list[int]:
-        """Process ids of the live workers, those that answer first."""
-        return [worker.pid for worker in self._workers()]
+        """Process ids of the workers that have started, those that answer first."""
+        return [worker.pid for worker in self._workers() if worker.pid]
+
+    @property
+    def template_pid(self) -> int | None:
+        """The process that workers are forked from; None while there is none."""
+        return self._template.pid if self._template is not None else None
 
     async def start(self) -> None:
-        """Start the workers and wait for them and the spare. Raises: PolicyUnavailable when they do not come within
+        """Start the workers and wait for them and the spares. Raises: PolicyUnavailable when they do not come within
         10 s or five attempts failed, as with a bundle they refuse; it goes on trying until ``close``."""
         self._is_open = True
         self._fill()
@@ -107,16 +131,24 @@ class EmbeddedEngine:
         """See the port. Bounded by the deadline and 10 ms."""
         if not questions:
             return []
-        loop = asyncio.get_running_loop()
-        batch = _Batch(questions, loop.create_future())
-        asked = []
-        for index, question in enumerate(questions):
-            encoded = self._encode(batch, index, question)
-            if encoded is not None:
-                asked.append(Asked(batch, index, _RULE_OF[question.entry], encoded))
         if not self._is_open:
             return [PolicyUnavailable("The policy engine is not running.") for _ in questions]
+        loop = asyncio.get_running_loop()
+        batch = _Batch(questions, loop.create_future())
+        asked, now = [], loop.time()
+        for index, question in enumerate(questions):
+            try:
+                text = question.encoded().decode()
+            except (TypeError, ValueError, RecursionError):
+                batch.settle(index, self._not_json(question))
+                continue
+            one = Asked(batch, index, _RULE_OF[question.entry], text)
+            if self._quarantine.holds(question, now):
+                self._quarantined.append(one)
+            else:
+                asked.append(one)
         self._place(asked)
+        self._isolate()
         if batch.missing:
             giving_up = loop.call_later(self._deadline_seconds + _GRACE_SECONDS, self._give_up, batch)
             try:
@@ -126,56 +158,78 @@ class EmbeddedEngine:
         return [one for one in batch.answers if one is not None]
 
     async def close(self) -> None:
-        """Kill the workers and reap them; every question still asked is unavailable."""
+        """Kill the processes and reap them; every question still asked is unavailable."""
         self._is_open = False
         for timer in (self._watch, self._retry):
             if timer is not None:
                 timer.cancel()
         for worker in self._workers():
             worker.end("the engine was closed")
-        self._abandon(self._unplaced, "The policy engine was closed.")
+        self._abandon([*self._unplaced, *self._quarantined], "The policy engine was closed.")
         self._unplaced = []
+        self._quarantined.clear()
+        if self._template is not None:
+            self._template.retire()
+            self._ended.append(self._template)
+            self._template = None
         ended, self._ended = self._ended, []
-        for worker in ended:
-            await asyncio.to_thread(worker.reap, 1.0)
+        for template in ended:
+            await asyncio.to_thread(template.reap, 1.0)
 
-    # What workers tell.
+    # What the processes tell.
+
+    def loaded(self, template: Template) -> None:
+        """The template has loaded the bundle."""
+        self._fill()
+
+    def lost(self, template: Template, why: str) -> None:
+        """The template is gone, its workers with it."""
+        self._ended = [one for one in self._ended if not one.reap()]
+        self._ended.append(template)
+        self._template = None
+        self._trouble = why
+        for worker in self._workers():
+            worker.end(why)
+        if template.is_loaded:
+            self._fill()
+        else:
+            self._retry_later()
 
     def ready(self, worker: WorkerProcess) -> None:
-        """A worker has loaded the bundle."""
+        """A worker can be asked."""
         self._starting.remove(worker)
         self._spares.append(worker)
         self._failures = 0
-        if len(self._active) + len(self._spares) > self._wanted:
+        if len(self._active) + len(self._spares) >= self._wanted + _SPARES:
             self._full_strength.set()
         self._promote()
+        self._isolate()
 
-    def answered(self, worker: WorkerProcess, questions: Sequence[Asked], answers: Sequence[tuple[bool, Any]]) -> None:
+    def answered(self, worker: WorkerProcess, questions: Sequence[Asked], answers: Sequence[tuple[bool, str]]) -> None:
         """A worker has answered a frame."""
         for one, (is_value, answer) in zip(questions, answers, strict=True):
             batch: _Batch = one.batch
             if batch.answers[one.index] is None:
-                batch.settle(one.index, self._read(batch.questions[one.index], one.encoded, is_value, answer))
-        if worker in self._suspects and not worker.waiting:
-            self._suspects.remove(worker)
-            if len(self._spares) > 1:
-                worker.end("it is one too many")
-            else:
-                self._spares.append(worker)
-                self._promote()
+                question = batch.questions[one.index]
+                batch.settle(one.index, self._reader.read(question, answer) if is_value else self._failed(one, answer))
+                if worker.is_alone:
+                    self._quarantine.release(question)
+        if not worker.waiting and worker in self._suspects:
+            worker.end("it was slow")
 
     def died(self, worker: WorkerProcess, why: str) -> None:
         """A worker is gone: the question it was in has no answer, the others go on elsewhere."""
-        self._ended = [one for one in self._ended if not one.reap()]
-        self._ended.append(worker)
-        was_starting = worker in self._starting
+        was_starting, was_suspect = worker in self._starting, worker in self._suspects
         for group in (self._active, self._spares, self._starting, self._suspects):
             if worker in group:
                 group.remove(worker)
         stuck = worker.stuck_in
         left = [one for frame in worker.waiting for one in frame]
+        if was_suspect:  # the others have moved on already
+            left = [one for one in left if one is worker.keeps]
         worker.waiting.clear()
         if stuck is not None:
+            self._quarantine.add(stuck.batch.questions[stuck.index], asyncio.get_running_loop().time())
             self._abandon([stuck], f"The policy worker was lost in this question: {why}.")
         if not self._is_open:
             self._abandon(left, "The policy engine was closed.")
@@ -184,43 +238,73 @@ class EmbeddedEngine:
         if was_starting:
             self._trouble = why
             self._retry_later()
-        else:
-            self._fill()
+        self._promote()
+        self._isolate()
 
     # Placing questions.
 
     def _place(self, asked: list[Asked]) -> None:
-        asked = [one for one in asked if one.batch.answers[one.index] is None]
+        asked = [one for one in asked if not one.is_settled]
         if not asked:
             return
         self._promote()
         if not self._active:
             self._unplaced.extend(asked)
+            self._watch_later()
             return
-        for begin in range(0, len(asked), FRAME_QUESTIONS):
-            worker = min(self._active, key=lambda one: len(one.waiting))
-            worker.ask(asked[begin : begin + FRAME_QUESTIONS])
+        size = _WARY_FRAME_QUESTIONS if self._suspects else FRAME_QUESTIONS
+        for begin in range(0, len(asked), size):
+            worker = min(self._active, key=_queue) if len(self._active) > 1 else self._active[0]
+            worker.ask(asked[begin : begin + size])
         self._watch_later()
 
     def _promote(self) -> None:
-        while len(self._active) < self._wanted and self._spares:
+        goal = self._wanted + min(_HELPERS_MOST, len(self._suspects))
+        while len(self._active) < goal and self._spares:
             self._active.append(self._spares.pop())
+        if len(self._active) > goal:
+            idle = [worker for worker in self._active if not worker.waiting][: len(self._active) - goal]
+            self._active = [worker for worker in self._active if worker not in idle]
+            self._spares += idle
         if self._active and self._unplaced:
             asked, self._unplaced = self._unplaced, []
             self._place(asked)
         self._fill()
 
+    def _isolate(self) -> None:
+        """Give the next quarantined question a worker of its own, if none has one."""
+        if not self._quarantined or any(worker.is_alone for worker in self._suspects):
+            return
+        while self._quarantined and self._quarantined[0].is_settled:
+            self._quarantined.popleft()
+        if self._quarantined and self._spares:
+            worker = self._spares.pop()
+            self.ran_alone += 1
+            worker.is_alone = True
+            worker.yield_to_others(_ALONE_NICE)
+            self._suspects.append(worker)
+            worker.keeps = self._quarantined.popleft()
+            worker.ask([worker.keeps])
+            self._fill()
+            self._watch_later()
+
     def _fill(self) -> None:
-        """Start workers until there is one spare, counting those on their way."""
-        while self._is_open and self._retry is None and self._missing() > 0:
-            try:
-                self._starting.append(WorkerProcess(self, self._load))
-            except OSError as problem:
-                self._trouble = f"a worker process cannot be started: {problem.strerror}"
-                self._retry_later()
+        """Start workers until there are two spares, counting those on their way."""
+        if not self._is_open or self._retry is not None:
+            return
+        try:
+            if self._template is None:
+                self._template = Template(self, self._load)
+            elif self._template.is_loaded:
+                for _ in range(self._missing()):
+                    self._starting.append(self._template.fork())
+                    self._watch_later()
+        except OSError as problem:
+            self._trouble = f"a worker process cannot be started: {problem.strerror}"
+            self._retry_later()
 
     def _missing(self) -> int:
-        return self._wanted + 1 - len(self._active) - len(self._spares) - len(self._starting)
+        return self._wanted + _SPARES - len(self._active) - len(self._spares) - len(self._starting)
 
     def _retry_later(self) -> None:
         if self._retry is None and self._is_open:
@@ -235,7 +319,7 @@ class EmbeddedEngine:
     # Watching for workers that stand still.
 
     def _watch_later(self) -> None:
-        if self._watch is None:
+        if self._watch is None and self._is_open:
             self._watch = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look)
 
     def _look(self) -> None:
@@ -246,6 +330,9 @@ class EmbeddedEngine:
             worker.read()
             if not worker.waiting or not worker.is_alive:
                 continue
+            if worker in self._suspects and all(one.is_settled for frame in worker.waiting for one in frame):
+                worker.end("its questions were given up")
+                continue
             progress = worker.progress()
             if progress != worker.seen_progress:
                 worker.seen_progress, worker.seen_at = progress, now
@@ -253,54 +340,53 @@ class EmbeddedEngine:
                 worker.end(f"it stood still for {self._deadline_seconds * 1000:.0f} ms")
             elif worker in self._active and now - worker.seen_at >= _SUSPECT_SECONDS:
                 self._suspect(worker)
-        if any(worker.waiting for worker in (*self._active, *self._suspects)):
+        self._look_at_starting(now)
+        if self._starting or any(worker.waiting for worker in (*self._active, *self._suspects)):
             self._watch_later()
+
+    def _look_at_starting(self, now: float) -> None:
+        for worker in list(self._starting):
+            worker.read()
+        if self._starting and now - self._starting[0].seen_at >= _FORK_SECONDS and self._template is not None:
+            self._template.end(f"it did not fork for {_FORK_SECONDS:.0f} s")
 
     def _suspect(self, worker: WorkerProcess) -> None:
         self._active.remove(worker)
         self._suspects.append(worker)
-        stuck = worker.stuck_in
-        self._place([one for frame in worker.waiting for one in frame if one is not stuck])
+        worker.yield_to_others(_SUSPECT_NICE)
+        if len(self._suspects) > _SUSPECTS_MOST:
+            self._suspects[0].end("too many questions ran for long at once")
+        worker.keeps = worker.stuck_in
+        self._place([one for frame in worker.waiting for one in frame if one is not worker.keeps])
         self._fill()
 
     # Answers.
 
-    def _encode(self, batch: _Batch, index: int, question: Question) -> bytes | None:
-        try:
-            return question.encoded()
-        except (TypeError, ValueError, RecursionError):
-            refused = refusal(
-                question,
-                failure="invalid_input",
-                message="The question is not JSON.",
-                remedy="Report this: the control plane asked it.",
-                revision=self.revision,
-                engine=ENGINE,
-            )
-            batch.settle(index, refused)
-            return None
+    def _not_json(self, question: Question) -> Decision:
+        return refusal(
+            question,
+            failure="invalid_input",
+            message="The question is not JSON.",
+            remedy="Report this: the control plane asked it.",
+            revision=self.revision,
+            engine=ENGINE,
+        )
 
-    def _read(self, question: Question, encoded: bytes, is_value: bool, answer: str) -> Decision:
-        if is_value:
-            return read_answer(
-                question,
-                encoded,
-                answer.encode(),
-                rules=self._bundle.rules,
-                revision=self.revision,
-                engine=ENGINE,
-            )
+    def _failed(self, one: Asked, problem: str) -> Decision:
+        question: Question = one.batch.questions[one.index]
         return refusal(
             question,
             failure="malformed_answer",
-            message=f"{question.entry.value}.decision failed: {answer}",
+            message=f"{question.entry.value}.decision failed: {problem}",
             remedy="Mend the rule at the place named; `stockade policy test` shows it.",
             revision=self.revision,
             engine=ENGINE,
-            encoded=encoded,
         )
 
     def _give_up(self, batch: _Batch) -> None:
+        for worker in list(self._suspects):
+            if worker.keeps is not None and worker.keeps.batch is batch and not worker.keeps.is_settled:
+                worker.end("the deadline passed")
         why = self._trouble if not self._workers() else "the deadline passed"
         self._unplaced = [one for one in self._unplaced if one.batch is not batch]
         for index, answer in enumerate(batch.answers):
@@ -313,3 +399,7 @@ class EmbeddedEngine:
 
     def _workers(self) -> list[WorkerProcess]:
         return [*self._active, *self._spares, *self._suspects, *self._starting]
+
+
+def _queue(worker: WorkerProcess) -> int:
+    return len(worker.waiting)

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
+
+import msgspec
 
 from controlplane.authorization.answers import refusal
 from controlplane.authorization.engine import PolicyEngine
@@ -48,13 +49,15 @@ class Enforcer:
 
     async def ask_many(self, questions: Sequence[Question]) -> list[Decision | PolicyUnavailable]:
         """One answer a question, in order, within 250 ms; a ``PolicyUnavailable`` carries its ``decision``."""
-        answers: list[Decision | PolicyUnavailable | None] = [self._invalid(one) for one in questions]
-        asked = [index for index, answer in enumerate(answers) if answer is None]
-        if asked:
-            got = await self._from_engine([questions[index] for index in asked])
-            for index, answer in zip(asked, got, strict=True):
-                answers[index] = self._checked(questions[index], answer)
-        return [one for one in answers if one is not None]
+        if not questions:
+            return []
+        invalid = {index: no for index, one in enumerate(questions) if (no := self._invalid(one)) is not None}
+        asked = [one for index, one in enumerate(questions) if index not in invalid] if invalid else questions
+        got = [self._checked(*one) for one in zip(asked, await self._from_engine(asked), strict=True)]
+        if invalid:
+            rest = iter(got)
+            return [invalid[index] if index in invalid else next(rest) for index in range(len(questions))]
+        return got
 
     def _invalid(self, question: Question) -> Decision | None:
         problem = problem_with(question.entry, question.input) or _unsendable(question)
@@ -68,6 +71,8 @@ class Enforcer:
         )
 
     async def _from_engine(self, questions: Sequence[Question]) -> Sequence[Any]:
+        if not questions:
+            return []
         why = "it gave another number of answers than was asked"
         try:
             async with asyncio.timeout(WITHIN_SECONDS):
@@ -97,6 +102,8 @@ class Enforcer:
                 "The policy engine answered with something that is not a decision.",
                 "Report this with the decision id: the engine's adapter is broken.",
             )
+        if not answer.obligations:
+            return answer
         known = self._implemented.get(question.entry, frozenset())
         missing = [one.kind for one in answer.obligations if one.kind not in known]
         return self._unfulfilled(answer, missing) if missing else answer
@@ -111,7 +118,7 @@ class Enforcer:
             rule=answer.reasons[0].rule if answer.reasons else "",
             remedy="Change the rule so that it denies or allows without this obligation.",
         )
-        return replace(
+        return msgspec.structs.replace(
             answer,
             allow=False,
             failure="unknown_obligation",

@@ -13,17 +13,23 @@ from typing import Any
 
 MASK = "***"
 LONGEST_TEXT_BYTES = 256
+# No character takes more than four bytes: this much needs no measuring.
+_SHORT_CHARACTERS = LONGEST_TEXT_BYTES // 4
 _CREDENTIAL = re.compile(
     r"passw|passphrase|token|secret|credential|authorization|api[_-]?key|private[_-]?key|cookie|bearer", re.IGNORECASE
 )
 
 
-def masked(question_input: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a question's input that is safe to store."""
+def masked(question_input: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A question's input, safe to store: itself when nothing of it must be hidden, else a copy."""
+    args = question_input.get("args")
+    hidden = _hidden(args) if args else args
+    if hidden == args and not _has_text_to_cut(question_input):
+        return question_input
     # Only these hold what a stranger wrote; the schemas keep the rest to names (also of secrets) and numbers.
     copied = {key: _cut(value) if type(value) is str else value for key, value in question_input.items()}
     if "args" in copied:
-        copied["args"] = _hidden(copied["args"])
+        copied["args"] = hidden
     if isinstance(to := copied.get("destination"), Mapping):
         # Query strings carry keys.
         copied["destination"] = {**to, "path": _cut(str(to.get("path", "")).partition("?")[0])}
@@ -32,23 +38,34 @@ def masked(question_input: Mapping[str, Any]) -> dict[str, Any]:
     return copied
 
 
+def _has_text_to_cut(question_input: Mapping[str, Any]) -> bool:
+    if "destination" in question_input or "definition" in question_input:
+        return True
+    longest = 0
+    for value in question_input.values():  # a generator takes three times as long
+        if type(value) is str and len(value) > longest:
+            longest = len(value)
+    return longest > _SHORT_CHARACTERS
+
+
 @lru_cache(maxsize=4096)
 def _sounds_secret(key: str) -> bool:
     return _CREDENTIAL.search(key) is not None
 
 
 def _hidden(value: Any) -> Any:
-    if isinstance(value, str):
+    kind = type(value)
+    if kind is str:
         return _cut(value)
-    if isinstance(value, Mapping):
+    if kind is dict or isinstance(value, Mapping):
         return {key: MASK if _sounds_secret(key) else _hidden(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
+    if kind is list or kind is tuple:
         return [_hidden(inner) for inner in value]
     return value
 
 
 def _cut(text: str) -> str:
-    if len(text) <= LONGEST_TEXT_BYTES // 4:
+    if len(text) <= _SHORT_CHARACTERS:
         return text
     encoded = text.encode("utf-8", "replace")
     if len(encoded) <= LONGEST_TEXT_BYTES:

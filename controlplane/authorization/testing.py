@@ -8,11 +8,12 @@ from typing import Any
 
 import msgspec
 
-from controlplane.authorization.answers import read_answer
+from controlplane.authorization.answers import AnswerReader
 from controlplane.authorization.values import Decision, EntryPoint, PolicyUnavailable, Question
 
 REVISION = "static"
 _ALLOW = {"allow": True, "reasons": [], "obligations": []}
+_READER = AnswerReader(rules={}, revision=REVISION, engine="static")
 
 
 class Never:
@@ -68,8 +69,7 @@ class StaticEngine:
             return answer
         if isinstance(answer, Never):
             return PolicyUnavailable(f"Late: no answer within {self._deadline_seconds * 1000:.0f} ms.")
-        raw = msgspec.json.encode(answer)
-        return read_answer(question, question.encoded(), raw, rules={}, revision=REVISION, engine="static")
+        return _READER.read(question, msgspec.json.encode(answer).decode())
 
 
 _DESTINATION = {"scheme": "https", "host": "api.example.com", "port": 443, "method": "GET", "path": "/"}

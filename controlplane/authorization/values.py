@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -12,6 +13,7 @@ import msgspec
 
 # Sorted keys: one input has one encoding, so its digest means the same everywhere.
 _CANONICAL = msgspec.json.Encoder(order="sorted")
+_PLAIN = msgspec.json.Encoder()
 
 Failure = Literal["", "policy_unavailable", "malformed_answer", "unknown_obligation", "invalid_input"]
 
@@ -26,16 +28,21 @@ class EntryPoint(StrEnum):
     EGRESS = "runtime.egress"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Question:
+# Questions and decisions are structs: there is one of each for every step, and a dataclass costs ten times as much.
+class Question(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """One question. ``input`` is JSON-able and shaped by ``policies/schemas``; nobody changes it afterwards."""
 
     entry: EntryPoint
     input: Mapping[str, Any]
+    # What ``encoded`` found the first time.
+    known: bytes = b""
 
     def encoded(self) -> bytes:
-        """The input as canonical JSON (sorted keys, no spaces). Raises: TypeError if it is not JSON-able."""
-        return _CANONICAL.encode(self.input)
+        """The input as canonical JSON (sorted keys, no spaces). Raises: TypeError, ValueError, RecursionError if it
+        is not JSON-able."""
+        if not self.known:
+            msgspec.structs.force_setattr(self, "known", canonical(self.input))
+        return self.known
 
     def digest(self) -> str:
         """``sha256:`` and the hex digest of the canonical input. Raises: TypeError if it is not JSON-able."""
@@ -61,12 +68,12 @@ class Obligation:
     args: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """The answer to one question. Obligations ride only on an allow.
 
     ``failure`` is "" when rules decided; anything else is a denial that rules did not make.
-    ``input`` is masked (no secret values, long text cut); ``input_digest`` is over the full input.
+    ``input`` is masked (no secret values, long text cut) and ``input_json`` the same as JSON text; ``input_digest``
+    is over the full input.
     """
 
     id: str
@@ -78,7 +85,23 @@ class Decision:
     engine: str
     input_digest: str
     input: Mapping[str, Any]
+    input_json: str = "{}"
     failure: Failure = ""
+
+    def log_row(self) -> dict[str, str | bool]:
+        """The decision's own columns of the decision log; lists and the input as JSON text."""
+        return {
+            "id": self.id,
+            "entry": self.entry.value,
+            "allow": self.allow,
+            "reasons": _PLAIN.encode(self.reasons).decode() if self.reasons else "[]",
+            "obligations": canonical(self.to_json()["obligations"]).decode() if self.obligations else "[]",
+            "revision": self.revision,
+            "engine": self.engine,
+            "input_digest": self.input_digest,
+            "input": self.input_json,
+            "failure": self.failure,
+        }
 
     def to_json(self) -> dict[str, Any]:
         """The decision as plain JSON types, as the decision log and ``/v1/decisions`` show it."""
@@ -111,6 +134,22 @@ class PolicyUnavailable(Exception):
         self.decision = decision
 
 
+def canonical(value: Any) -> bytes:
+    """JSON with sorted keys and no spaces. Raises: TypeError, ValueError, RecursionError if it is not JSON-able."""
+    try:
+        return _CANONICAL.encode(value)
+    except OverflowError:  # an integer past 64 bits, which the quick encoder does not write
+        return json.dumps(
+            value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=_plain
+        ).encode()
+
+
 def digest_of(encoded: bytes) -> str:
     """``sha256:`` and the hex digest of bytes."""
     return f"sha256:{hashlib.sha256(encoded).hexdigest()}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} is not JSON")

@@ -1,7 +1,7 @@
-"""One policy worker seen from the control plane: a process, a socket, and a page in which it counts questions.
+"""The policy processes seen from the control plane: a template, and the workers it forks.
 
-It only carries: who gets which question, and who is killed when, is ``embedded.py``'s. Everything here runs on the
-event loop's thread, also starting the process, because the kernel's parent-death signal is tied to that thread.
+They only carry: who gets which question, and who is killed when, is ``embedded.py``'s. Everything here runs on the
+event loop's thread, also starting the template, because the kernel's parent-death signal is tied to that thread.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import mmap
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -16,60 +17,70 @@ import sys
 import tempfile
 from collections import deque
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
 
-_LENGTH = struct.Struct("<I")
-_CHUNK_BYTES = 1 << 18
+from controlplane.authorization.channel import Channel
+
+_COMMAND = struct.Struct("<cI")
+_COUNTER = struct.Struct("=Q")
+_SLOTS = mmap.PAGESIZE // _COUNTER.size
 _PROGRAM = Path(__file__).with_name("worker.py")
+_PID = msgspec.msgpack.Decoder(int)
+_WRONG = msgspec.msgpack.Decoder(str)
+_ANSWERS = msgspec.msgpack.Decoder(list[tuple[bool, str]])
 
 
-@dataclass(eq=False, slots=True)
-class Asked:
-    """One question on its way: which rule, with what input, and where the answer goes."""
+class Asked(msgspec.Struct, gc=False, eq=False):
+    """One question on its way: where the answer goes, which rule, with what input."""
 
     batch: Any
     index: int
     rule: int
-    encoded: bytes
+    text: str
+
+    @property
+    def is_settled(self) -> bool:
+        """Nobody waits for its answer any more."""
+        return self.batch.answers[self.index] is not None
 
 
 class Owner(Protocol):
-    """Whom a worker tells what happened to it."""
+    """Whom the processes tell what happened to them."""
+
+    def loaded(self, template: Template) -> None:
+        """It has loaded the bundle and can fork."""
+
+    def lost(self, template: Template, why: str) -> None:
+        """It is gone, and its workers with it, each of which is told too."""
 
     def ready(self, worker: WorkerProcess) -> None:
-        """It has loaded the bundle."""
+        """It can be asked."""
 
-    def answered(self, worker: WorkerProcess, questions: Sequence[Asked], answers: Sequence[tuple[bool, Any]]) -> None:
+    def answered(self, worker: WorkerProcess, questions: Sequence[Asked], answers: Sequence[tuple[bool, str]]) -> None:
         """One frame of answers, in the order of its questions."""
 
     def died(self, worker: WorkerProcess, why: str) -> None:
         """It is gone; what is still in ``worker.waiting`` has no answer."""
 
 
-class WorkerProcess:
-    """A started worker. Raises: OSError if the process cannot be started."""
+class Template:
+    """A started template. Raises: OSError if the process cannot be started."""
 
     def __init__(self, owner: Owner, bundle: Mapping[str, Any]) -> None:
         self._owner = owner
-        self._loop = asyncio.get_running_loop()
-        self._unsent = bytearray()
-        self._received = bytearray()
-        self._answered = 0
-        self.is_ready = False
         self.is_alive = True
-        self.waiting: deque[Sequence[Asked]] = deque()
-        self.seen_progress = 0
-        self.seen_at = self._loop.time()
+        self.is_loaded = False
+        self._free = deque(range(_SLOTS))
+        self.started_at = asyncio.get_running_loop().time()
         with ExitStack() as undo, tempfile.TemporaryFile() as page:
             page.truncate(mmap.PAGESIZE)
-            self._page = undo.enter_context(mmap.mmap(page.fileno(), mmap.PAGESIZE))
-            self._socket, theirs = socket.socketpair()
-            undo.enter_context(self._socket)
+            self.page = undo.enter_context(mmap.mmap(page.fileno(), mmap.PAGESIZE))
+            ours, theirs = socket.socketpair()
+            undo.enter_context(ours)
             with theirs:
                 self._process = subprocess.Popen(
                     # -I: nothing from the environment or the working directory is imported.
@@ -82,25 +93,108 @@ class WorkerProcess:
                     env={key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH") if key in os.environ},
                 )
             undo.pop_all()
-        self._socket.setblocking(False)
-        self._loop.add_reader(self._socket, self.read)
-        self._write(bundle)
+        self._channel = Channel(ours, self._take, lambda: self.end("its process ended"))
+        self._channel.send(bundle)
 
     @property
     def pid(self) -> int:
         """The process id."""
         return self._process.pid
 
+    def fork(self) -> WorkerProcess:
+        """A new worker, which says when it is ready. Raises: OSError if it cannot be asked for."""
+        if not self._free:
+            raise OSError(0, "every slot is taken")
+        slot = self._free.popleft()
+        _COUNTER.pack_into(self.page, slot * _COUNTER.size, 0)
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                self._channel.send_raw(_COMMAND.pack(b"f", slot), theirs)
+            except OSError:
+                ours.close()
+                self._free.append(slot)
+                raise
+        return WorkerProcess(self._owner, self, slot, ours)
+
+    def finish(self, slot: int, pid: int) -> None:
+        """Kill the worker in ``slot``; its ``pid`` is 0 if it never said it."""
+        if not self.is_alive:
+            return
+        # Its pid is nobody else's until the template reaps it, which it does when told: after this.
+        if pid:
+            with suppress(ProcessLookupError):  # unless the template was killed this moment
+                os.kill(pid, signal.SIGKILL)
+        self._free.append(slot)
+        try:
+            self._channel.send_raw(_COMMAND.pack(b"k", slot))
+        except OSError as problem:
+            self.end(f"it takes no commands: {problem.strerror}")
+
+    def end(self, why: str) -> None:
+        """Hang up, kill it (the kernel kills its workers with it) and tell the owner."""
+        if self.is_alive:
+            self.is_alive = False
+            self._channel.close()
+            self._process.kill()
+            self._owner.lost(self, why)
+
+    def retire(self) -> None:
+        """Hang up: it kills and reaps its workers, and ends."""
+        self.is_alive = False
+        self._channel.close()
+
+    def reap(self, wait_seconds: float = 0) -> bool:
+        """Collect the ended process. True when it is gone; waits at most ``wait_seconds``, then kills it."""
+        try:
+            self._process.wait(wait_seconds)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return False
+        return True
+
+    def _take(self, frame: bytes) -> None:
+        try:
+            wrong = _WRONG.decode(frame)
+        except msgspec.MsgspecError:
+            wrong = "it does not speak as it should"
+        if wrong:
+            self.end(f"it could not load the bundle: {wrong}")
+        elif not self.is_loaded:
+            self.is_loaded = True
+            self._owner.loaded(self)
+
+
+class WorkerProcess:
+    """A worker that ``Template.fork`` has asked for."""
+
+    def __init__(self, owner: Owner, template: Template, slot: int, ours: socket.socket) -> None:
+        self._owner = owner
+        self._template = template
+        self._slot = slot
+        self._loop = asyncio.get_running_loop()
+        self._answered = 0
+        self.pid = 0
+        self.is_alive = True
+        self.is_alone = False
+        # The only one of the questions it waits for that is still its own, once it is suspect.
+        self.keeps: Asked | None = None
+        self.waiting: deque[Sequence[Asked]] = deque()
+        self.seen_progress = 0
+        self.seen_at = self._loop.time()
+        self._channel = Channel(ours, self._take, lambda: self.end("its process ended"))
+
     def ask(self, questions: Sequence[Asked]) -> None:
         """Send one frame; its answers come to ``Owner.answered``."""
         if not self.waiting:
             self.seen_at = self._loop.time()
         self.waiting.append(questions)
-        self._write([(one.rule, one.encoded) for one in questions])
+        self._channel.send([(one.rule, one.text) for one in questions])
 
     def progress(self) -> int:
         """How many questions it has begun, ever."""
-        return int.from_bytes(self._page[:8], sys.byteorder)
+        begun: int = _COUNTER.unpack_from(self._template.page, self._slot * _COUNTER.size)[0]
+        return begun
 
     @property
     def stuck_in(self) -> Asked | None:
@@ -116,82 +210,38 @@ class WorkerProcess:
 
     def read(self) -> None:
         """Take what has arrived, without waiting."""
-        if not self.is_alive:
-            return
+        self._channel.read()
+
+    def yield_to_others(self, nice: int) -> None:
+        """Let others have the processor first; cannot be undone."""
         try:
-            chunk = self._socket.recv(_CHUNK_BYTES)
-        except BlockingIOError:
-            return
+            os.setpriority(os.PRIO_PROCESS, self.pid, nice)
         except OSError:
-            chunk = b""
-        if not chunk:
-            self.end("its process ended")
-            return
-        self._received += chunk
-        while len(self._received) >= _LENGTH.size:
-            end = _LENGTH.size + _LENGTH.unpack_from(self._received)[0]
-            if len(self._received) < end:
-                return
-            frame = bytes(self._received[_LENGTH.size : end])
-            del self._received[:end]
-            self._take(msgspec.msgpack.decode(frame))
+            return  # it has just ended, or may not
 
     def end(self, why: str) -> None:
-        """Kill it now and tell the owner; its process is reaped by ``reap``."""
+        """Kill it now and tell the owner."""
         if not self.is_alive:
             return
         self.is_alive = False
         self.seen_progress = self.progress()
-        self._loop.remove_reader(self._socket)
-        self._loop.remove_writer(self._socket)
-        self._socket.close()
-        self._page.close()
-        self._process.kill()
+        self._channel.close()
+        self._template.finish(self._slot, self.pid)
         self._owner.died(self, why)
 
-    def reap(self, wait_seconds: float = 0) -> bool:
-        """Collect the killed process. True when it is gone; waits at most ``wait_seconds``."""
+    def _take(self, frame: bytes) -> None:
         try:
-            self._process.wait(wait_seconds)
-        except subprocess.TimeoutExpired:
-            return False
-        return True
-
-    def _take(self, frame: Any) -> None:
-        if not self.is_ready:
-            if frame:
-                self.end(f"it could not load the bundle: {frame}")
+            if not self.pid:
+                self.pid = _PID.decode(frame)
+                self._owner.ready(self)
                 return
-            self.is_ready = True
-            self._owner.ready(self)
+            answers = _ANSWERS.decode(frame)
+        except msgspec.MsgspecError:
+            answers = []
+        if not self.waiting or len(answers) != len(self.waiting[0]):
+            self.end("it does not speak as it should")
             return
         questions = self.waiting.popleft()
         self._answered += len(questions)
         self.seen_at = self._loop.time()
-        self._owner.answered(self, questions, frame)
-
-    def _write(self, value: Any) -> None:
-        body = msgspec.msgpack.encode(value)
-        frame = _LENGTH.pack(len(body)) + body
-        if self._unsent:
-            self._unsent += frame
-            return
-        try:
-            sent = self._socket.send(frame)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            return  # it died; the reader will see that, and has the questions in `waiting`
-        if sent < len(frame):
-            self._unsent += frame[sent:]
-            self._loop.add_writer(self._socket, self._flush)
-
-    def _flush(self) -> None:
-        try:
-            del self._unsent[: self._socket.send(self._unsent)]
-        except BlockingIOError:
-            return
-        except OSError:
-            self._unsent.clear()
-        if not self._unsent:
-            self._loop.remove_writer(self._socket)
+        self._owner.answered(self, questions, answers)

@@ -21,8 +21,8 @@ SLACK_SECONDS = 0.25
 
 
 def policy_workers(control: int) -> list[int]:
-    """The control plane's evaluating processes."""
-    found = []
+    """The control plane's evaluating processes: one that it started, and those forked from that one."""
+    parents = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -31,9 +31,9 @@ def policy_workers(control: int) -> list[int]:
             command = (entry / "cmdline").read_bytes()
         except OSError:
             continue
-        if parent == control and b"authorization/worker.py" in command:
-            found.append(int(entry.name))
-    return found
+        if b"authorization/worker.py" in command:
+            parents[int(entry.name)] = parent
+    return [pid for pid, parent in parents.items() if control in (parent, parents.get(parent))]
 
 
 @contextmanager
