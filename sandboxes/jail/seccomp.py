@@ -41,7 +41,7 @@ _NUMBER, _ARCH, _ARG0, _ARG1 = 0, 4, 16, 24
 
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _X32_FIRST = 0x40000000
-_NEW_NAMESPACE_FLAGS = 0x7E020000  # CLONE_NEW{CGROUP,UTS,IPC,USER,PID,NET,NS}; NEWTIME cannot be given to clone()
+NEW_NAMESPACE_FLAGS = 0x7E020000  # CLONE_NEW{CGROUP,UTS,IPC,USER,PID,NET,NS}; NEWTIME cannot be given to clone()
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C  # typing into a terminal as its owner
 _PERSONALITY_QUERY = 0xFFFFFFFF
 
@@ -79,7 +79,7 @@ def _conditional(name: str) -> list[Rule]:
     if name == "clone":
         return [
             Rule(code=_LOAD, value=_ARG0),
-            Rule(code=_JUMP_ANY_BIT, value=_NEW_NAMESPACE_FLAGS, no=1),
+            Rule(code=_JUMP_ANY_BIT, value=NEW_NAMESPACE_FLAGS, no=1),
             _refuse(errno.EPERM),
             _give(_ALLOW),
         ]

@@ -27,6 +27,7 @@ from sandboxes.hostfiles import remove_tree
 from sandboxes.jail.cgroups import Group, Hierarchy
 from sandboxes.jail.processes import start_time
 from sandboxes.spec import MIB, Limits
+from sandboxes.wasm.filter import filter_program
 from sandboxes.wasm.tmpfs import bound_tmpfs, detach, mount_tmpfs
 
 _CODE_ROOT = Path(sandboxes.__file__).resolve().parent.parent
@@ -161,6 +162,7 @@ def spawn(state_dir: Path, module: Path, library: Path | None, *, fuel: bool, wa
             "guest": str(GUEST_DIR),
             "library": str(library) if library is not None else None,
             "uid": uid,
+            "filter": filter_program().hex(),
             "control_fd": worker_control.fileno(),
             "channel_fd": worker_channel.fileno(),
         }

@@ -1,8 +1,9 @@
 """The process around one wasm guest. Started by ``launch.py``, never imported by the driver's process.
 
-It loads the precompiled module, starts the interpreter, and when the guest first asks for its job (``sock_recv``)
-says ``ready``. Then it waits for one line with the limits, lowers its own bounds to them, and lets the guest read the
-job. One guest, then it exits; its last line on the control socket says how that went. Killing it is always enough.
+It loads the precompiled module, gives up the system calls it needs no more, starts the interpreter, and when the guest
+first asks for its job (``sock_recv``) says ``ready``. Then it waits for one line with the limits, lowers its own bounds
+to them, and lets the guest read the job. One guest, then it exits; its last line on the control socket says how that
+went. Killing it is always enough.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 import wasmtime
 
+from sandboxes.wasm import lockdown
 from sandboxes.wasm.engine import engine
 
 CHANNEL_FD = 1000
@@ -78,6 +80,7 @@ class Worker:
         self._store.set_epoch_deadline(1)
         if self._setup["fuel"]:
             self._store.set_fuel(_NEVER)
+        lockdown.install(bytes.fromhex(self._setup["filter"]))
         exports = ready_to_start.instantiate(self._store).exports(self._store)
         reactor = self._setup["library"] is not None  # that build starts in two calls and returns its exit code
         memory, start = exports["memory"], exports["run" if reactor else "_start"]
