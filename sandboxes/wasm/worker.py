@@ -31,6 +31,10 @@ ERRNO_SUCCESS, ERRNO_BADF, ERRNO_INVAL = 0, 8, 28
 _MEMORY_POLL_SECONDS = 0.005
 _FILES_POLL_SECONDS = 0.05
 _NEVER = 1 << 40
+_ASLEEP_SECONDS = 1.0
+"""What a guest has to notice its epoch. One that is asleep in a WASI call does not, so its process ends instead:
+``poll_oneoff`` is not shadowed, since the guest's monotonic clock starts at a moment only wasmtime knows, and
+answering the clock from Python as well would slow every look at it."""
 
 
 class _GuestExit(Exception):
@@ -186,8 +190,11 @@ class Worker:
                 next_files = now + _FILES_POLL_SECONDS
                 if _deleted_bytes(limits["open_files"] + 128) > limits["disk_bytes"]:
                     self._report(trap="disk")
-                if now >= deadline:  # the driver kills long before; this is for a driver that hangs
+                # The driver kills long before; these are for a driver that hangs.
+                if now >= deadline:
                     self._engine.increment_epoch()
+                if now >= deadline + _ASLEEP_SECONDS:
+                    self._report(trap="interrupt")
                 if self._driver_is_gone():
                     os._exit(0)
             time.sleep(_MEMORY_POLL_SECONDS)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import statistics
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import anyio
 import pytest
 
 from sandboxes.errors import DriverFailed
 from sandboxes.execution import Command, Exited, ExitReason
+from sandboxes.frames import job_frame
 from sandboxes.hostfiles import remove_tree
 from sandboxes.spec import Limits, SandboxSpec, Tier
 from sandboxes.wasm.driver import WasmDriver
+from sandboxes.wasm.images import ModuleCache
+from sandboxes.wasm.launch import Walls, spawn
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +81,26 @@ async def test_another_driver_reaps_what_a_first_left(driver: WasmDriver, folder
     async with driver.open(SandboxSpec(tier=Tier.WASM), "lost"), driver.open(SandboxSpec(tier=Tier.WASM), "kept"):
         assert await other.reap({"kept"}) == ("lost",)
         assert await other.reap({"kept"}) == ()
+
+
+@pytest.mark.parametrize("source", ["import time; time.sleep(1000)", "while True: pass"], ids=["asleep", "busy"])
+@pytest.mark.anyio
+async def test_a_worker_ends_its_guest_even_if_its_driver_hangs(folder: Path, source: str) -> None:
+    module = await ModuleCache(folder / "cache" / "wasm").prepare("python", fuel=False)
+    state = folder / "hung"
+    state.mkdir(exist_ok=True)
+    walls = Walls(bubblewrap=None, hierarchy=None, own_uid=False)
+    worker = await anyio.to_thread.run_sync(lambda: spawn(state, module, None, fuel=False, walls=walls))
+    bounds = {"memory_bytes": 1 << 30, "file_bytes": 1 << 20, "disk_bytes": 1 << 20, "open_files": 64, "fuel": None}
+    try:
+        loop = asyncio.get_running_loop()
+        assert await loop.sock_recv(worker.control, 64) == b"ready\n"
+        await loop.sock_sendall(worker.control, json.dumps({**bounds, "wall_seconds": 0.1}).encode() + b"\n")
+        await loop.sock_sendall(worker.channel, job_frame(Command(language="python", source=source), {}))
+        with anyio.fail_after(30):
+            assert json.loads(await loop.sock_recv(worker.control, 4096))["trap"] == "interrupt"
+    finally:
+        await anyio.to_thread.run_sync(worker.destroy)
 
 
 @pytest.mark.anyio

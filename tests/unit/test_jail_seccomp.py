@@ -16,11 +16,11 @@ ARCHES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 TABLE = json.loads((Path(seccomp.__file__).parent / "seccomp.json").read_text())
 
 
-def decide(machine: str, number: int, *args: int, arch: int | None = None) -> int:
-    """Run the program on one system call and return its verdict."""
+def decide(machine: str, number: int, *args: int, arch: int | None = None, program: bytes | None = None) -> int:
+    """Run the program (the jail's, unless told) on one system call and return its verdict."""
     padded = (*args, *(0 for _ in range(6 - len(args))))
     data = struct.pack("=IIQ6Q", number, ARCHES[machine] if arch is None else arch, 0, *padded)
-    code = list(struct.iter_unpack("=HBBI", seccomp.program(machine)))
+    code = list(struct.iter_unpack("=HBBI", program or seccomp.program(machine)))
     accumulator, at = 0, 0
     while True:
         op, yes, no, value = code[at]
@@ -28,7 +28,7 @@ def decide(machine: str, number: int, *args: int, arch: int | None = None) -> in
         if op == 0x20:
             (accumulator,) = struct.unpack_from("=I", data, value)
         elif op == 0x06:
-            return value
+            return int(value)
         else:
             taken = {0x15: accumulator == value, 0x25: accumulator > value, 0x45: bool(accumulator & value)}[op]
             at += yes if taken else no
@@ -105,3 +105,24 @@ def test_calls_of_newer_kernels_look_absent(machine: str) -> None:
 @pytest.mark.parametrize("machine", ARCHES)
 def test_the_program_fits_the_kernel(machine: str) -> None:
     assert len(seccomp.program(machine)) // 8 <= 4096
+
+
+@pytest.mark.parametrize("machine", ARCHES)
+def test_a_stricter_filter_refuses_more_and_nothing_else_changes(machine: str) -> None:
+    no = seccomp.refuse(errno.EPERM)
+    threads_only = seccomp.unless(0, seccomp.NEW_NAMESPACE_FLAGS, seccomp.unless(0, 0x10000, no, seccomp.ALLOW), no)
+    changes = {"execve": no, "fork": no, "clone": threads_only, "mprotect": seccomp.unless(2, 4, seccomp.ALLOW, no)}
+    program = seccomp.stricter(changes, machine)
+
+    def verdict(name: str, *args: int) -> int:
+        return decide(machine, number(machine, name), *args, program=program)
+
+    assert verdict("execve") == refused(errno.EPERM)
+    assert verdict("clone", 0x003D0F00) == ALLOW
+    assert verdict("clone", 17) == refused(errno.EPERM)
+    assert verdict("clone", 0x003D0F00 | 0x40000000) == refused(errno.EPERM)
+    assert verdict("mprotect", 0, 4096, 3) == ALLOW
+    assert verdict("mprotect", 0, 4096, 5) == refused(errno.EPERM)
+    for other in range(TABLE["newest"] + 2):
+        if other not in {number(machine, name) for name in changes if name != "fork" or machine == "x86_64"}:
+            assert decide(machine, other, program=program) == decide(machine, other), other
