@@ -138,6 +138,12 @@ class Snapshot:
     def gpu_memory(self) -> Ints:
         return self._amounts[8]
 
+    @cached_property
+    def shares(self) -> tuple[Floats, Floats, Floats, Floats]:
+        """What one GPU, milli-CPU, byte of memory and slot are of each node's total."""
+        gpu, cpu, memory, slots = (1.0 / np.maximum(total, 1) for total in self.totals)
+        return gpu, cpu, memory, slots
+
     @property
     def totals(self) -> tuple[Ints, Ints, Ints, Ints]:
         """GPUs, CPU, memory, slots."""
@@ -166,6 +172,10 @@ class Snapshot:
 
     @cached_property
     def _readiness(self) -> dict[tuple[str, str | None], Codes]:
+        return {}
+
+    @cached_property
+    def _warm(self) -> dict[tuple[str, str | None], Ints]:
         return {}
 
     @cached_property
@@ -200,7 +210,10 @@ class Snapshot:
 
     def warm(self, tier: str, image: str | None) -> Ints:
         """Idle sandboxes of this tier and image on each node."""
-        return _ints(node.warm.get((tier, image), 0) for node in self.nodes)
+        column = self._warm.get((tier, image))
+        if column is None:
+            column = self._warm[tier, image] = _ints(node.warm.get((tier, image), 0) for node in self.nodes)
+        return column
 
 
 def _readiness(node: NodeView, tier: str, image: str | None) -> int:

@@ -70,7 +70,7 @@ class Ledger:
         """Idle sandboxes left of this tier and image, per node."""
         column = self._warm.get((tier, image))
         if column is None:
-            column = self._warm[tier, image] = self._snapshot.warm(tier, image)
+            column = self._warm[tier, image] = self._snapshot.warm(tier, image).copy()
         return column
 
     @property

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from scheduler.cluster import Bools, Codes, Floats, Ints, Snapshot
+from scheduler.cluster import Bools, Codes, Floats, Snapshot
 from scheduler.demand import Demand
 from scheduler.ledger import Ledger, Needs
 
@@ -73,10 +73,10 @@ class Packing:
     """Share of a node left free after the demand, averaged over the resources it uses (slots always are)."""
 
     def __init__(self, snapshot: Snapshot, needs: Needs) -> None:
-        self._cpu = _per_unit(snapshot.cpu_total) if needs.cpu_milli else None
-        self._memory = _per_unit(snapshot.memory_total) if needs.memory_bytes else None
-        self._gpu = _per_unit(snapshot.gpu_total) if needs.gpu else None
-        self._slots = _per_unit(snapshot.slots_total)
+        gpu, cpu, memory, self._slots = snapshot.shares
+        self._cpu = cpu if needs.cpu_milli else None
+        self._memory = memory if needs.memory_bytes else None
+        self._gpu = gpu if needs.gpu else None
         used = 1 + sum(part is not None for part in (self._cpu, self._memory, self._gpu))
         self._weight = PACKING_SECONDS / used
         self._needs = needs
@@ -102,8 +102,3 @@ class Packing:
         if self._gpu is not None:
             left += (int(ledger.gpu[row]) - self._needs.gpu) * float(self._gpu[row])
         return left * self._weight
-
-
-def _per_unit(total: Ints) -> Floats:
-    inverse: Floats = 1.0 / np.maximum(total, 1)
-    return inverse
