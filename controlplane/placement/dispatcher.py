@@ -6,10 +6,13 @@ every decision is as old as the commit it stands in. A step without a place or w
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import time
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import structlog
 
 from controlplane.authorization.enforcement import Enforcer
@@ -20,7 +23,7 @@ from controlplane.runs import calls
 from controlplane.runs.controller import Controller, decision_write
 from controlplane.runs.state import RunState, StepState, error_value
 from controlplane.runs.transitions import Machine
-from controlplane.runs.work import Prepared, ToolCall, WorkRefused, prepare
+from controlplane.runs.work import Prepared, ToolCall, WorkRefused, prepare, starving
 from controlplane.secrets.broker import SecretBroker, SecretUnavailable
 from controlplane.store import Write
 from controlplane.tools.registry import ToolRegistry
@@ -30,6 +33,10 @@ from scheduler.planner import Placement, Plan, Waiting, plan
 
 log = structlog.get_logger(__name__)
 BATCH = 512
+RETRIED = 64
+STARVING_MOST = 16
+STARVED_NS = 500_000_000
+"""How long a list of starving steps is good: it is made from all that wait."""
 POLICY_RETRY_SECONDS = 0.5
 POLICY_RETRY_MOST_SECONDS = 10.0
 
@@ -52,6 +59,8 @@ class Dispatcher:
         self.private_hosts = private_hosts
         self.inventory: Inventory = controller.inventory
         self.waiting: dict[tuple[str, str], tuple[RunState, StepState]] = {}
+        self._starved: list[tuple[RunState, StepState]] = []
+        self._starved_ns = 0
 
     async def run(self) -> None:
         """Dispatch for ever."""
@@ -64,19 +73,27 @@ class Dispatcher:
                 await self._dispatch(batch)
 
     async def retry_waiting(self) -> None:
-        """When capacity changed, let the longest waiting steps try again."""
+        """When capacity changed, let some waiting steps try again, in turn."""
         while True:
             await self.inventory.changed.wait()
             self.inventory.changed.clear()
-            for key in list(self.waiting)[:BATCH]:
+            for key in list(itertools.islice(self.waiting, RETRIED)):
                 run, step = self.waiting.pop(key)
                 self.controller.dispatch(run, [step])
+
+    def _starving(self, now_ns: int) -> list[tuple[RunState, StepState]]:
+        """The longest waiting steps are part of every plan, or those that came later would take each free place."""
+        if now_ns - self._starved_ns > STARVED_NS:
+            starved = [pair for pair in self.waiting.values() if starving(pair[1], now_ns)]
+            self._starved = heapq.nsmallest(STARVING_MOST, starved, key=lambda pair: pair[1].unplaced_ns or 0)
+            self._starved_ns = now_ns
+        return self._starved
 
     async def _dispatch(self, batch: Sequence[tuple[RunState, StepState]]) -> None:
         prepared: list[Prepared] = []
         now_ns = time.time_ns()
         seen: set[int] = set()
-        for run, step in batch:
+        for run, step in [*self._starving(now_ns), *batch]:
             if not self._open(run, step) or id(step) in seen:
                 continue
             seen.add(id(step))
@@ -113,8 +130,9 @@ class Dispatcher:
             if any(reason.code is ReasonCode.IMAGE_NOT_READY for reason in blocked.reasons) and one.demand.image:
                 holding = frozenset(need.key for need in one.demand.inputs if need.pinned)
                 self.inventory.prepare(one.demand.tier_options(), one.demand.image, holding)
+            one.step.unplaced_ns = one.step.unplaced_ns or time.time_ns()
             reasons = [reason.to_json() for reason in blocked.reasons]
-            self._wait(one.run, one.step, reasons, blocked.explanation.to_json())
+            self._wait(one.run, one.step, reasons, msgspec.Raw(blocked.explanation.text))
             self.waiting[one.run.id, one.step.path] = (one.run, one.step)
         return [(by_id[placement.demand], placement) for placement in placements]
 
@@ -162,6 +180,8 @@ class Dispatcher:
         decisions: Sequence[Decision],
     ) -> None:
         run, step = one.run, one.step
+        self.waiting.pop((run.id, step.path), None)
+        step.unplaced_ns = None
         writes = self._log(run, step, decisions)
         attempt = new_id("att")
         step.detail.pop("policy_retries", None)
@@ -170,7 +190,7 @@ class Dispatcher:
             writes.append(calls.authorized(run, step, one.call, attempt, 0, step.decision or ""))
         if one.code is not None and placement.tier is not None:
             one.code.sandbox.tier = placement.tier
-        step.placement = placement.explanation.to_json()
+        step.placement = msgspec.Raw(placement.explanation.text)
         assignment = Assignment(
             attempt=attempt,
             fence=step.fence + 1,
@@ -228,7 +248,7 @@ class Dispatcher:
         return [decision_write(run.tenant, one, run.id, step.path, run.partition, now_ns) for one in decisions]
 
     def _wait(
-        self, run: RunState, step: StepState, reasons: list[dict[str, Any]], placement: dict[str, Any] | None
+        self, run: RunState, step: StepState, reasons: list[dict[str, Any]], placement: msgspec.Raw | None
     ) -> None:
         self.controller.apply(run, lambda machine: machine.wait_for(step, reasons, placement))
 

@@ -10,6 +10,7 @@ import json
 import re
 from typing import Any
 
+import msgspec
 from sqlmodel import Session, col, select
 
 from controlplane.runs.control import map_frame
@@ -141,7 +142,8 @@ def _restore(step: StepState, row: StepRow) -> None:
     step.attempt, step.fence, step.node, step.tier = row.attempt, row.fence, row.node, row.tier
     step.decision, step.due_ns = row.decision, row.due_ns
     step.output, step.error, step.detail = value(row.output), value(row.error), value(row.detail) or {}
-    step.placement, step.report, step.labels = value(row.placement), value(row.report), json.loads(row.labels)
+    step.report, step.labels = value(row.report), json.loads(row.labels)
+    step.placement = None if row.placement is None else msgspec.Raw(row.placement)
     step.started_ns, step.finished_ns = row.started_ns, row.finished_ns
     step.cancelling = row.status == "running" and "cancelling" in step.detail
 

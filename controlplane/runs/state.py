@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from controlplane.store import Write, encoded, upsert
 from controlplane.tables import StepRow, partition_of
 from controlplane.workflows.expressions import Scope
@@ -56,12 +58,14 @@ class StepState:
     output: Any = None
     error: dict[str, Any] | None = None
     detail: dict[str, Any] = field(default_factory=dict)
-    placement: dict[str, Any] | None = None
+    placement: msgspec.Raw | None = None
     report: dict[str, Any] | None = None
     labels: dict[str, Any] = field(default_factory=dict)
     started_ns: int | None = None
     finished_ns: int | None = None
     cancelling: bool = False
+    # Since when it has had no place on any node; lost with the process, which only makes it wait longer.
+    unplaced_ns: int | None = None
     # Control verbs: the frames below, by index (-1: the only one), and for a map what it iterates over.
     frames: dict[int, Frame] = field(default_factory=dict)
     items: list[Any] = field(default_factory=list)

@@ -14,6 +14,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import msgspec
+
 from controlplane.runs.control import ControlVerbs
 from controlplane.runs.state import Frame, RunState, StepState, error_value, step_write
 from controlplane.store import Write, encoded, insert
@@ -126,7 +128,7 @@ class Machine(ControlVerbs):
         step.detail["resting"] = True
         self.wake(step, self.now_ns + int(seconds * SECOND))
 
-    def wait_for(self, step: StepState, reasons: list[dict[str, Any]], placement: dict[str, Any] | None) -> None:
+    def wait_for(self, step: StepState, reasons: list[dict[str, Any]], placement: msgspec.Raw | None) -> None:
         """The step cannot go on now and says why; ``dispatch`` tries it again."""
         if step.status == "waiting" and step.detail.get("waiting") == reasons:
             return

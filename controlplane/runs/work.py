@@ -19,6 +19,8 @@ from controlplane.workflows.spec import Verb
 from dataplane.protocol import BuiltinCall, CodeWork, HttpCall, InputGrant, Performance, SandboxRequest
 from scheduler.demand import DataNeed, Demand
 
+STARVING_NS = 5_000_000_000
+
 
 class WorkRefused(Exception):
     """The step cannot be dispatched as it is; ``error`` is the value it fails with."""
@@ -64,6 +66,11 @@ def call_key(run: str, path: str, tool: str, args: str, occurrence: int) -> str:
     return hashlib.sha256(canonical([run, path, 0, tool, args, occurrence]).encode()).hexdigest()
 
 
+def starving(step: StepState, now_ns: int) -> bool:
+    """Whether the step has gone without a place for so long that others must leave it one."""
+    return step.unplaced_ns is not None and now_ns - step.unplaced_ns > STARVING_NS
+
+
 def prepare(run: RunState, step: StepState, pinned: Mapping[str, str], tools: ToolRegistry, now_ns: int) -> Prepared:
     """What dispatching the step takes. Raises: WorkRefused."""
     try:
@@ -100,7 +107,13 @@ def _prepare_tool(
     wall = spec.timeout_seconds or 60.0
     if call.http is not None:
         call.http.timeout_seconds = min(call.http.timeout_seconds, wall)
-    demand = Demand(id=f"{run.id}/{step.path}", labels=spec.resources.labels, near=_near(step))
+    demand = Demand(
+        id=f"{run.id}/{step.path}",
+        labels=spec.resources.labels,
+        near=_near(step),
+        starving=starving(step, now_ns),
+        tenant=run.tenant,
+    )
     return Prepared(run=run, step=step, demand=demand, questions=call.questions, call=call, wall_seconds=wall)
 
 
@@ -195,6 +208,8 @@ def _prepare_code(run: RunState, step: StepState, now_ns: int) -> Prepared:
         inputs=needs,
         near=_near(step),
         tiers_allowed=("jail",) if shell else (),
+        starving=starving(step, now_ns),
+        tenant=run.tenant,
     )
     return Prepared(run=run, step=step, demand=demand, questions=asked, code=work, wall_seconds=wall, data_names=names)
 
