@@ -36,9 +36,14 @@ def alike_and_plain(demands: Sequence[Demand]) -> bool:
 
 def quick(nodes: Sequence[NodeView], demand: Demand, count: int) -> list[tuple[int, int, Explanation]] | None:
     """Rows that take ``count`` such demands in order, how many each, and why; ``None`` unless all find a place."""
-    rows = [_Row(node, demand) for node in nodes]
-    waits = any(row.wait for row in rows)
-    spares = any(node.gpu_total > 0 for node in nodes)
+    cpu, memory = min(demand.cpu_milli, 2 * LARGEST), min(demand.memory_bytes, 2 * LARGEST)
+    waits = spares = False
+    rows = []
+    for node in nodes:
+        row = _Row(node, cpu, memory)
+        rows.append(row)
+        waits = waits or row.wait > 0
+        spares = spares or node.gpu_total > 0
     chunks: list[tuple[int, int, Explanation]] = []
     while count:
         fits: list[Fit] = []
@@ -79,10 +84,10 @@ class _Row:
         "wait",
     )
 
-    def __init__(self, node: NodeView, demand: Demand) -> None:
+    def __init__(self, node: NodeView, cpu_each: int, memory_each: int) -> None:
         self.node = node
         self.cpu = self.memory = self.cpu_total = self.memory_total = 0
-        self.cpu_each, self.memory_each = min(demand.cpu_milli, 2 * LARGEST), min(demand.memory_bytes, 2 * LARGEST)
+        self.cpu_each, self.memory_each = cpu_each, memory_each
         self.slots_total = max(0, min(node.slots_total, LARGEST))
         self.slots = max(0, min(node.slots_free, self.slots_total))
         if self.cpu_each:
@@ -91,8 +96,10 @@ class _Row:
         if self.memory_each:
             self.memory_total = max(0, min(node.memory_total, LARGEST))
             self.memory = max(0, min(node.memory_free, self.memory_total))
-        wait = float(node.wait_seconds)
-        self.wait = 1e9 if wait != wait else max(0.0, min(wait, 1e9))
+        wait = node.wait_seconds
+        if wait:
+            wait = 1e9 if wait != wait else max(0.0, min(float(wait), 1e9))
+        self.wait = wait
 
     def verdict(self) -> ReasonCode | None:
         """The first filter that excludes the node."""
