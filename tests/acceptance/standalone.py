@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -61,6 +62,14 @@ class Standalone:
         found = psutil.Process(self.pid).children(recursive=True)
         self._seen.update({one.pid: one for one in found})
         return found
+
+    def command_lines(self) -> list[str]:
+        """Of the descendants that are there now; some come and go while one looks."""
+        lines = []
+        for one in self.descendants():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                lines.append(" ".join(one.cmdline()))
+        return lines
 
     def command(self, *arguments: str, seconds: float = 120.0) -> subprocess.CompletedProcess[str]:
         """Run one ``stockade`` command against it; the context file says where it is."""

@@ -28,7 +28,7 @@ def lives(process: psutil.Process) -> bool:
 
 def serving(up: Standalone) -> bool:
     """Whether every kind of process is there: control plane, policy workers, node, sandboxes."""
-    lines = [" ".join(one.cmdline()) for one in up.descendants()]
+    lines = up.command_lines()
     kinds = ("-m controlplane", "authorization/worker.py", "stockade.cli.main node", "sandboxes.wasm.worker")
     return all(any(kind in line for line in lines) for kind in kinds)
 
