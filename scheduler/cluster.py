@@ -69,27 +69,6 @@ class NodeView:
     tiers_absent: Mapping[str, str] = field(default_factory=dict)
 
 
-def _ints(values: Iterable[int]) -> Ints:
-    listed = list(values)
-    try:
-        column = np.array(listed, dtype=np.int64)
-    except OverflowError:
-        column = np.array([max(0, min(value, LARGEST)) for value in listed], dtype=np.int64)
-    return np.clip(column, 0, LARGEST)
-
-
-def _floats(values: Iterable[float], *, low: float, high: float, unknown: float) -> Floats:
-    column = np.array([float(value) for value in values], dtype=np.float64)
-    column[np.isnan(column)] = unknown
-    return np.clip(column, low, high)
-
-
-_AMOUNTS = attrgetter(
-    *("cpu_milli_free", "memory_free", "slots_free", "gpu_free"),
-    *("cpu_milli_total", "memory_total", "slots_total", "gpu_total", "gpu_memory_bytes"),
-)
-
-
 @dataclass(frozen=True)
 class Snapshot:
     """All nodes at one instant, in a fixed order: ties between equal nodes go to the first."""
@@ -99,50 +78,72 @@ class Snapshot:
     def __len__(self) -> int:
         return len(self.nodes)
 
-    @cached_property
-    def _amounts(self) -> tuple[Ints, ...]:
-        """Every amount, one column each in the order of ``_AMOUNTS``: one pass over the nodes instead of nine."""
-        listed = list(map(_AMOUNTS, self.nodes))
+    def _amounts(self, name: str) -> Ints:
+        values, count = map(attrgetter(name), self.nodes), len(self.nodes)
         try:
-            table = np.array(listed, dtype=np.int64)
+            column = np.fromiter(values, dtype=np.int64, count=count)
         except OverflowError:
-            table = np.array([[max(0, min(value, LARGEST)) for value in row] for row in listed], dtype=np.int64)
-        columns = table.reshape(len(listed), 9).T.copy()
-        np.clip(columns, 0, LARGEST, out=columns)
-        # Free capacity never exceeds the total, whatever the node says.
-        np.minimum(columns[:4], columns[4:8], out=columns[:4])
-        return tuple(columns)
+            column = np.array([max(0, min(getattr(node, name), LARGEST)) for node in self.nodes], dtype=np.int64)
+        return np.clip(column, 0, LARGEST)
 
-    @property
-    def free(self) -> tuple[Ints, ...]:
-        """Four columns: free CPU in milli-CPU, memory in bytes, slots, GPUs; each at most the total."""
-        return self._amounts[:4]
-
-    @property
-    def cpu_total(self) -> Ints:
-        return self._amounts[4]
-
-    @property
-    def memory_total(self) -> Ints:
-        return self._amounts[5]
-
-    @property
-    def slots_total(self) -> Ints:
-        return self._amounts[6]
-
-    @property
-    def gpu_total(self) -> Ints:
-        return self._amounts[7]
-
-    @property
-    def gpu_memory(self) -> Ints:
-        return self._amounts[8]
+    def _floats(self, name: str, *, low: float, high: float, unknown: float) -> Floats:
+        column = np.fromiter(map(attrgetter(name), self.nodes), dtype=np.float64, count=len(self.nodes))
+        column[np.isnan(column)] = unknown
+        return np.clip(column, low, high)
 
     @cached_property
-    def shares(self) -> tuple[Floats, Floats, Floats, Floats]:
-        """What one GPU, milli-CPU, byte of memory and slot are of each node's total."""
-        gpu, cpu, memory, slots = (1.0 / np.maximum(total, 1) for total in self.totals)
-        return gpu, cpu, memory, slots
+    def cpu_total(self) -> Ints:
+        return self._amounts("cpu_milli_total")
+
+    @cached_property
+    def memory_total(self) -> Ints:
+        return self._amounts("memory_total")
+
+    @cached_property
+    def slots_total(self) -> Ints:
+        return self._amounts("slots_total")
+
+    @cached_property
+    def gpu_total(self) -> Ints:
+        return self._amounts("gpu_total")
+
+    @cached_property
+    def gpu_memory(self) -> Ints:
+        return self._amounts("gpu_memory_bytes")
+
+    @cached_property
+    def cpu_free(self) -> Ints:
+        """Free capacity never exceeds the total, whatever the node says."""
+        return np.minimum(self._amounts("cpu_milli_free"), self.cpu_total)
+
+    @cached_property
+    def memory_free(self) -> Ints:
+        return np.minimum(self._amounts("memory_free"), self.memory_total)
+
+    @cached_property
+    def slots_free(self) -> Ints:
+        return np.minimum(self._amounts("slots_free"), self.slots_total)
+
+    @cached_property
+    def gpu_free(self) -> Ints:
+        return np.minimum(self._amounts("gpu_free"), self.gpu_total)
+
+    @cached_property
+    def cpu_share(self) -> Floats:
+        """What one milli-CPU is of each node's total; likewise the next three."""
+        return _share(self.cpu_total)
+
+    @cached_property
+    def memory_share(self) -> Floats:
+        return _share(self.memory_total)
+
+    @cached_property
+    def slots_share(self) -> Floats:
+        return _share(self.slots_total)
+
+    @cached_property
+    def gpu_share(self) -> Floats:
+        return _share(self.gpu_total)
 
     @property
     def totals(self) -> tuple[Ints, Ints, Ints, Ints]:
@@ -151,20 +152,18 @@ class Snapshot:
 
     @cached_property
     def bandwidth(self) -> Floats:
-        return _floats((n.bandwidth_bytes_per_second for n in self.nodes), low=1.0, high=1e12, unknown=1.0)
+        return self._floats("bandwidth_bytes_per_second", low=1.0, high=1e12, unknown=1.0)
 
     @cached_property
     def wait_seconds(self) -> Floats:
-        return _floats((node.wait_seconds for node in self.nodes), low=0.0, high=1e9, unknown=1e9)
+        return self._floats("wait_seconds", low=0.0, high=1e9, unknown=1e9)
 
     @cached_property
     def unschedulable(self) -> tuple[tuple[int, Unschedulable], ...]:
         """Rows that take no new work, each with why."""
-        return tuple(
-            (row, node.unschedulable or Unschedulable.CORDONED)
-            for row, node in enumerate(self.nodes)
-            if not node.schedulable
-        )
+        takes = np.fromiter(map(attrgetter("schedulable"), self.nodes), dtype=np.bool_, count=len(self.nodes))
+        rows = np.flatnonzero(~takes).tolist()
+        return tuple((row, self.nodes[row].unschedulable or Unschedulable.CORDONED) for row in rows)
 
     @cached_property
     def _masks(self) -> dict[tuple[str, ...], Bools]:
@@ -212,8 +211,14 @@ class Snapshot:
         """Idle sandboxes of this tier and image on each node."""
         column = self._warm.get((tier, image))
         if column is None:
-            column = self._warm[tier, image] = _ints(node.warm.get((tier, image), 0) for node in self.nodes)
+            counts = [max(0, min(node.warm.get((tier, image), 0), LARGEST)) for node in self.nodes]
+            column = self._warm[tier, image] = np.array(counts, dtype=np.int64)
         return column
+
+
+def _share(total: Ints) -> Floats:
+    share: Floats = 1.0 / np.maximum(total, 1)
+    return share
 
 
 def _readiness(node: NodeView, tier: str, image: str | None) -> int:

@@ -15,6 +15,7 @@ from scheduler.explanation import NUMBER, ReasonCode
 from scheduler.ledger import Ledger, Needs
 
 CAPACITY = (ReasonCode.GPU, ReasonCode.CPU, ReasonCode.MEMORY, ReasonCode.SLOTS)
+NOTHING = (0, 0, 0, 0)
 
 
 def tier_choice(snapshot: Snapshot, demand: Demand) -> tuple[Codes, Codes]:
@@ -52,8 +53,10 @@ def capacity_filters(ledger: Ledger, needs: Needs, fixed: Codes) -> Codes:
     """``fixed``, with capacity filters applied to the nodes that passed it."""
     blocked = np.zeros(len(fixed), dtype=np.int8)
     blocked[ledger.slots < 1] = NUMBER[ReasonCode.SLOTS]
-    blocked[ledger.memory < needs.memory_bytes] = NUMBER[ReasonCode.MEMORY]
-    blocked[ledger.cpu < needs.cpu_milli] = NUMBER[ReasonCode.CPU]
+    if needs.memory_bytes:
+        blocked[ledger.memory < needs.memory_bytes] = NUMBER[ReasonCode.MEMORY]
+    if needs.cpu_milli:
+        blocked[ledger.cpu < needs.cpu_milli] = NUMBER[ReasonCode.CPU]
     if needs.gpu:
         blocked[ledger.gpu < needs.gpu] = NUMBER[ReasonCode.GPU]
     if ledger.held is not None and blocked[ledger.held.row]:
@@ -63,16 +66,19 @@ def capacity_filters(ledger: Ledger, needs: Needs, fixed: Codes) -> Codes:
 
 def capacity_filter_at(ledger: Ledger, needs: Needs, row: int) -> int:
     """``capacity_filters`` for one node that passed the fixed filters."""
-    left = tuple(int(column[row]) for column in ledger.columns)
-    verdict = _first_short(needs, left)
+    verdict = _first_short(ledger, needs, row, NOTHING)
     if verdict and ledger.held is not None and ledger.held.row == row:
-        unheld = tuple(amount + kept for amount, kept in zip(left, ledger.held.amounts, strict=True))
-        return verdict if _first_short(needs, unheld) else NUMBER[ReasonCode.HELD]
+        unheld = _first_short(ledger, needs, row, ledger.held.amounts)
+        return unheld or NUMBER[ReasonCode.HELD]
     return verdict
 
 
-def _first_short(needs: Needs, left: tuple[int, ...]) -> int:
-    for code, need, amount in zip(CAPACITY, needs.amounts(), left, strict=True):
-        if amount < need:
-            return NUMBER[code]
-    return 0
+def _first_short(ledger: Ledger, needs: Needs, row: int, besides: tuple[int, int, int, int]) -> int:
+    gpu, cpu, memory, slots = besides
+    if needs.gpu and ledger.gpu[row] + gpu < needs.gpu:
+        return NUMBER[ReasonCode.GPU]
+    if needs.cpu_milli and ledger.cpu[row] + cpu < needs.cpu_milli:
+        return NUMBER[ReasonCode.CPU]
+    if needs.memory_bytes and ledger.memory[row] + memory < needs.memory_bytes:
+        return NUMBER[ReasonCode.MEMORY]
+    return NUMBER[ReasonCode.SLOTS] if ledger.slots[row] + slots < 1 else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -60,7 +61,6 @@ class Ledger:
     """What is left on each node. ``changes`` lists touched rows in order, so readers can catch up cheaply."""
 
     def __init__(self, snapshot: Snapshot) -> None:
-        self.cpu, self.memory, self.slots, self.gpu = (column.copy() for column in snapshot.free)
         self.changes: list[int] = []
         self.held: Hold | None = None
         self._snapshot = snapshot
@@ -72,6 +72,23 @@ class Ledger:
         if column is None:
             column = self._warm[tier, image] = self._snapshot.warm(tier, image).copy()
         return column
+
+    @cached_property
+    def cpu(self) -> Ints:
+        """Columns are copied, and built by the snapshot, only when a demand asks for them."""
+        return self._snapshot.cpu_free.copy()
+
+    @cached_property
+    def memory(self) -> Ints:
+        return self._snapshot.memory_free.copy()
+
+    @cached_property
+    def slots(self) -> Ints:
+        return self._snapshot.slots_free.copy()
+
+    @cached_property
+    def gpu(self) -> Ints:
+        return self._snapshot.gpu_free.copy()
 
     @property
     def columns(self) -> Columns:

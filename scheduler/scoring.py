@@ -73,10 +73,10 @@ class Packing:
     """Share of a node left free after the demand, averaged over the resources it uses (slots always are)."""
 
     def __init__(self, snapshot: Snapshot, needs: Needs) -> None:
-        gpu, cpu, memory, self._slots = snapshot.shares
-        self._cpu = cpu if needs.cpu_milli else None
-        self._memory = memory if needs.memory_bytes else None
-        self._gpu = gpu if needs.gpu else None
+        self._cpu = snapshot.cpu_share if needs.cpu_milli else None
+        self._memory = snapshot.memory_share if needs.memory_bytes else None
+        self._gpu = snapshot.gpu_share if needs.gpu else None
+        self._slots = snapshot.slots_share
         used = 1 + sum(part is not None for part in (self._cpu, self._memory, self._gpu))
         self._weight = PACKING_SECONDS / used
         self._needs = needs
