@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 
 _LENGTH = struct.Struct("<I")
-_CHUNK_BYTES = 1 << 18
+# One for all channels, which are read on one thread: allocating it for each read costs more than reading.
+_ROOM = memoryview(bytearray(1 << 16))
 _ENCODER = msgspec.msgpack.Encoder()
 
 
@@ -61,16 +62,16 @@ class Channel:
         if not self._is_open:
             return
         try:
-            chunk = self._socket.recv(_CHUNK_BYTES)
+            size = self._socket.recv_into(_ROOM)
         except BlockingIOError:
             return
         except OSError:
-            chunk = b""
-        if not chunk:
+            size = 0
+        if not size:
             self.close()
             self._on_hang_up()
             return
-        self._received += chunk
+        self._received += _ROOM[:size]
         while self._is_open and len(self._received) >= _LENGTH.size:
             end = _LENGTH.size + _LENGTH.unpack_from(self._received)[0]
             if len(self._received) < end:

@@ -23,7 +23,7 @@ from controlplane.authorization.answers import AnswerReader, refusal
 from controlplane.authorization.bundle import Bundle
 from controlplane.authorization.quarantine import Quarantine
 from controlplane.authorization.values import Decision, EntryPoint, PolicyUnavailable, Question
-from controlplane.authorization.worker_process import Asked, Template, WorkerProcess
+from controlplane.authorization.worker_process import ENDED, Asked, Template, WorkerProcess
 
 ENGINE = "regorus-0.13"
 # So that this loop can read one frame's answers while the worker is in the next; 8, 16 and 64 measured alike.
@@ -35,10 +35,13 @@ _SPARES = 2
 _HELPERS_MOST = 2
 _SUSPECTS_MOST = 4
 _LOOK_SECONDS = 0.005
-_SUSPECT_SECONDS = 0.010
-# Enough that runaways do not slow the others down, not so much that a machine full of work starves an innocent one.
-_SUSPECT_NICE = 5
-_ALONE_NICE = 10
+# Of the processor, in one question. A worker that only waits for the processor is no slower than any other here.
+_SUSPECT_SECONDS = 0.002
+# By the clock, however little it computed: it was stopped, or is swapped out.
+_STOPPED_SECONDS = 0.050
+# Who computed this long in one question, or whose process ended in it, is run alone the next time.
+_GUILTY_SECONDS = 0.020
+_LAST_NICE = 19
 # A suspect is killed at the deadline; this is how much later its question is given up, and still < 250 ms.
 _GRACE_SECONDS = 0.010
 _START_SECONDS = 10.0
@@ -53,9 +56,10 @@ Answer = Decision | PolicyUnavailable
 class _Batch:
     """The questions of one ``decide`` call. The first answer to a question counts."""
 
-    __slots__ = ("answers", "done", "missing", "questions")
+    __slots__ = ("answers", "asked_at", "done", "missing", "questions")
 
-    def __init__(self, questions: Sequence[Question], done: asyncio.Future[None]) -> None:
+    def __init__(self, questions: Sequence[Question], done: asyncio.Future[None], now: float) -> None:
+        self.asked_at = now
         self.questions = questions
         self.answers: list[Answer | None] = [None] * len(questions)
         self.missing = len(questions)
@@ -134,8 +138,8 @@ class EmbeddedEngine:
         if not self._is_open:
             return [PolicyUnavailable("The policy engine is not running.") for _ in questions]
         loop = asyncio.get_running_loop()
-        batch = _Batch(questions, loop.create_future())
         asked, now = [], loop.time()
+        batch = _Batch(questions, loop.create_future(), now)
         for index, question in enumerate(questions):
             try:
                 text = question.encoded().decode()
@@ -207,14 +211,14 @@ class EmbeddedEngine:
 
     def answered(self, worker: WorkerProcess, questions: Sequence[Asked], answers: Sequence[tuple[bool, str]]) -> None:
         """A worker has answered a frame."""
-        for one, (is_value, answer) in zip(questions, answers, strict=True):
+        for one, (is_value, answer) in zip(questions, answers, strict=False):
             batch: _Batch = one.batch
             if batch.answers[one.index] is None:
                 question = batch.questions[one.index]
                 batch.settle(one.index, self._reader.read(question, answer) if is_value else self._failed(one, answer))
                 if worker.is_alone:
-                    self._quarantine.release(question)
-        if not worker.waiting and worker in self._suspects:
+                    self._release(question)
+        if worker in self._suspects:
             worker.end("it was slow")
 
     def died(self, worker: WorkerProcess, why: str) -> None:
@@ -223,13 +227,13 @@ class EmbeddedEngine:
         for group in (self._active, self._spares, self._starting, self._suspects):
             if worker in group:
                 group.remove(worker)
-        stuck = worker.stuck_in
-        left = [one for frame in worker.waiting for one in frame]
+        stuck, left = worker.stuck_in, [one for frame in worker.waiting for one in frame]
         if was_suspect:  # the others have moved on already
             left = [one for one in left if one is worker.keeps]
         worker.waiting.clear()
-        if stuck is not None:
+        if stuck is not None and (worker.was_busy_seconds >= _GUILTY_SECONDS or why == ENDED):
             self._quarantine.add(stuck.batch.questions[stuck.index], asyncio.get_running_loop().time())
+        if stuck in left:
             self._abandon([stuck], f"The policy worker was lost in this question: {why}.")
         if not self._is_open:
             self._abandon(left, "The policy engine was closed.")
@@ -281,12 +285,20 @@ class EmbeddedEngine:
             worker = self._spares.pop()
             self.ran_alone += 1
             worker.is_alone = True
-            worker.yield_to_others(_ALONE_NICE)
+            one = self._quarantined.popleft()
+            worker.stand_back(one, _LAST_NICE)
             self._suspects.append(worker)
-            worker.keeps = self._quarantined.popleft()
-            worker.ask([worker.keeps])
+            worker.ask([one])
             self._fill()
             self._watch_later()
+
+    def _release(self, question: Question) -> None:
+        self._quarantine.release(question)
+        asked, self._quarantined, now = self._quarantined, deque(), asyncio.get_running_loop().time()
+        for one in asked:
+            if self._quarantine.holds(one.batch.questions[one.index], now):
+                self._quarantined.append(one)
+        self._place([one for one in asked if one not in self._quarantined])
 
     def _fill(self) -> None:
         """Start workers until there are two spares, counting those on their way."""
@@ -333,16 +345,30 @@ class EmbeddedEngine:
             if worker in self._suspects and all(one.is_settled for frame in worker.waiting for one in frame):
                 worker.end("its questions were given up")
                 continue
-            progress = worker.progress()
-            if progress != worker.seen_progress:
-                worker.seen_progress, worker.seen_at = progress, now
-            elif now - worker.seen_at >= self._deadline_seconds:
+            if worker.look():
+                continue
+            still = now - worker.seen_at
+            if still >= self._deadline_seconds:
                 worker.end(f"it stood still for {self._deadline_seconds * 1000:.0f} ms")
-            elif worker in self._active and now - worker.seen_at >= _SUSPECT_SECONDS:
+            elif worker in self._active and (worker.busy_seconds >= _SUSPECT_SECONDS or still >= _STOPPED_SECONDS):
                 self._suspect(worker)
+        self._let_go(now)
         self._look_at_starting(now)
-        if self._starting or any(worker.waiting for worker in (*self._active, *self._suspects)):
+        if self._starting or self._quarantined or any(worker.waiting for worker in (*self._active, *self._suspects)):
             self._watch_later()
+
+    def _let_go(self, now: float) -> None:
+        """Let batches return that lack nothing but what runs for long: whoever asks waits for the whole batch."""
+        held: dict[_Batch, list[Asked]] = {}
+        for worker in self._suspects:
+            if worker.keeps is not None and not worker.keeps.is_settled and worker.busy_seconds >= _GUILTY_SECONDS:
+                held.setdefault(worker.keeps.batch, []).append(worker.keeps)
+        for one in self._quarantined:
+            if not one.is_settled and now - one.batch.asked_at >= _GUILTY_SECONDS:
+                held.setdefault(one.batch, []).append(one)
+        for batch, ones in held.items():
+            if len(ones) == batch.missing < len(batch.questions):
+                self._abandon(ones, "All that was asked with it had been answered; alone it has more time.")
 
     def _look_at_starting(self, now: float) -> None:
         for worker in list(self._starting):
@@ -353,10 +379,9 @@ class EmbeddedEngine:
     def _suspect(self, worker: WorkerProcess) -> None:
         self._active.remove(worker)
         self._suspects.append(worker)
-        worker.yield_to_others(_SUSPECT_NICE)
+        worker.stand_back(worker.stuck_in, _LAST_NICE if worker.busy_seconds >= _SUSPECT_SECONDS else 0)
         if len(self._suspects) > _SUSPECTS_MOST:
             self._suspects[0].end("too many questions ran for long at once")
-        worker.keeps = worker.stuck_in
         self._place([one for frame in worker.waiting for one in frame if one is not worker.keeps])
         self._fill()
 

@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 from controlplane.authorization.values import EntryPoint, Question, canonical, digest_of
 
-_MOST = 1024
+MOST = 1024
 _FORGET_SECONDS = 600.0
 # A step that asks again does so at another moment, and perhaps in another run: the same question all the same.
 _PASSING = frozenset({"now_ns", "run"})
@@ -23,7 +23,7 @@ class Quarantine:
         key = _key(question)
         self._until[key] = now + _FORGET_SECONDS
         self._until.move_to_end(key)
-        if len(self._until) > _MOST:
+        if len(self._until) > MOST:
             self._until.popitem(last=False)
 
     def release(self, question: Question) -> None:

@@ -11,7 +11,8 @@ imports nothing of ours: it starts in a few tens of milliseconds.
 
 The bundle, the questions and all answers are frames, a 4-byte length and msgpack; a command is five bytes and, for
 a fork, the worker's socket. Before each question a worker counts it in its slot of the shared page, so that the
-control plane knows which question a silent worker is stuck in without a message per question.
+control plane knows which question a silent worker is stuck in without a message per question. Beside the count is a
+word that the control plane sets when the rest of the frame went elsewhere: answer what is answered, and no more.
 """
 
 from __future__ import annotations
@@ -34,10 +35,11 @@ import msgspec
 from regorus import Engine
 
 _LENGTH = struct.Struct("<I")
-_COUNTER = struct.Struct("=Q")
+_WORD = struct.Struct("=Q")
+_SLOT_BYTES = 2 * _WORD.size
 _COMMAND = struct.Struct("<cI")
 _QUESTIONS = msgspec.msgpack.Decoder(list[tuple[int, str]])
-_CHUNK_BYTES = 1 << 18
+_CHUNK_BYTES = 1 << 16
 _REAP_SECONDS = 0.02
 # What a rule may map beyond what the loaded engine has; the engine's allocator reserves far more than it uses.
 _GROWTH_BYTES = 1 << 30
@@ -124,17 +126,19 @@ def _fork(commands: socket.socket, fd: int, engine: Engine, rules: list[str], co
 
 
 def _serve(fd: int, engine: Engine, rules: list[str], counters: mmap.mmap, slot: int) -> None:
-    asked, at = 0, slot * _COUNTER.size
+    asked, at = 0, slot * _SLOT_BYTES
     for frame in _frames(fd):
         answers: list[tuple[bool, str]] = []
         for rule, encoded in _QUESTIONS.decode(frame):
             asked += 1
-            _COUNTER.pack_into(counters, at, asked)
+            _WORD.pack_into(counters, at, asked)
             try:
                 engine.set_input_json(encoded)
                 answers.append((True, engine.eval_rule_as_json(rules[rule])))
             except Exception as problem:
                 answers.append((False, _words(problem)))
+            if counters[at + _WORD.size]:
+                break
         _send(fd, answers)
 
 
@@ -160,8 +164,9 @@ def _words(problem: BaseException) -> str:
 
 def _frames(fd: int) -> Iterator[bytes]:
     got = bytearray()
-    while chunk := os.read(fd, _CHUNK_BYTES):
-        got += chunk
+    room = memoryview(bytearray(_CHUNK_BYTES))
+    while size := os.readv(fd, [room]):
+        got += room[:size]
         while len(got) >= _LENGTH.size:
             end = _LENGTH.size + _LENGTH.unpack_from(got)[0]
             if len(got) < end:

@@ -15,6 +15,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -26,8 +27,14 @@ import msgspec
 from controlplane.authorization.channel import Channel
 
 _COMMAND = struct.Struct("<cI")
-_COUNTER = struct.Struct("=Q")
-_SLOTS = mmap.PAGESIZE // _COUNTER.size
+# In its slot of the page a worker counts the questions it begins; beside it stands whether to stop after one.
+_WORD = struct.Struct("=Q")
+_SLOT = struct.Struct("=QQ")
+_SLOTS = mmap.PAGESIZE // _SLOT.size
+# Of a process id, the id of the clock of its processor time: the system's own arithmetic.
+_CLOCK_OF_PROCESS = 2
+ENDED = "its process ended"
+"""Why a worker is gone that nobody here has ended."""
 _PROGRAM = Path(__file__).with_name("worker.py")
 _PID = msgspec.msgpack.Decoder(int)
 _WRONG = msgspec.msgpack.Decoder(str)
@@ -93,7 +100,7 @@ class Template:
                     env={key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH") if key in os.environ},
                 )
             undo.pop_all()
-        self._channel = Channel(ours, self._take, lambda: self.end("its process ended"))
+        self._channel = Channel(ours, self._take, lambda: self.end(ENDED))
         self._channel.send(bundle)
 
     @property
@@ -106,7 +113,7 @@ class Template:
         if not self._free:
             raise OSError(0, "every slot is taken")
         slot = self._free.popleft()
-        _COUNTER.pack_into(self.page, slot * _COUNTER.size, 0)
+        _SLOT.pack_into(self.page, slot * _SLOT.size, 0, 0)
         ours, theirs = socket.socketpair()
         with theirs:
             try:
@@ -179,10 +186,13 @@ class WorkerProcess:
         self.is_alone = False
         # The only one of the questions it waits for that is still its own, once it is suspect.
         self.keeps: Asked | None = None
+        self.has_stood_back = False
+        self._seen_busy = 0.0
+        self.was_busy_seconds = 0.0
         self.waiting: deque[Sequence[Asked]] = deque()
         self.seen_progress = 0
         self.seen_at = self._loop.time()
-        self._channel = Channel(ours, self._take, lambda: self.end("its process ended"))
+        self._channel = Channel(ours, self._take, lambda: self.end(ENDED))
 
     def ask(self, questions: Sequence[Asked]) -> None:
         """Send one frame; its answers come to ``Owner.answered``."""
@@ -193,8 +203,32 @@ class WorkerProcess:
 
     def progress(self) -> int:
         """How many questions it has begun, ever."""
-        begun: int = _COUNTER.unpack_from(self._template.page, self._slot * _COUNTER.size)[0]
+        begun: int = _WORD.unpack_from(self._template.page, self._slot * _SLOT.size)[0]
         return begun
+
+    def look(self) -> bool:
+        """Read its count. False if it is still where it was when last looked at."""
+        progress = self.progress()
+        if progress == self.seen_progress:
+            return False
+        self.seen_progress, self.seen_at, self._seen_busy = progress, self._loop.time(), self._processor_seconds()
+        return True
+
+    @property
+    def busy_seconds(self) -> float:
+        """How long it has computed since ``look`` saw it move; at most how long that is ago, which is also the
+        answer where the system does not tell."""
+        if sys.platform != "linux":
+            return self._loop.time() - self.seen_at
+        return max(0.0, self._processor_seconds() - self._seen_busy)
+
+    def _processor_seconds(self) -> float:
+        if sys.platform != "linux":
+            return 0.0
+        try:
+            return time.clock_gettime((~self.pid << 3) | _CLOCK_OF_PROCESS)
+        except OSError:
+            return 0.0  # it has just ended
 
     @property
     def stuck_in(self) -> Asked | None:
@@ -212,8 +246,10 @@ class WorkerProcess:
         """Take what has arrived, without waiting."""
         self._channel.read()
 
-    def yield_to_others(self, nice: int) -> None:
-        """Let others have the processor first; cannot be undone."""
+    def stand_back(self, keeps: Asked | None, nice: int) -> None:
+        """It has only this question left, does no other, and lets others have the processor; cannot be undone."""
+        self.keeps, self.has_stood_back = keeps, True
+        _WORD.pack_into(self._template.page, self._slot * _SLOT.size + _WORD.size, 1)
         try:
             os.setpriority(os.PRIO_PROCESS, self.pid, nice)
         except OSError:
@@ -224,7 +260,7 @@ class WorkerProcess:
         if not self.is_alive:
             return
         self.is_alive = False
-        self.seen_progress = self.progress()
+        self.was_busy_seconds = self.busy_seconds if not self.look() else 0.0
         self._channel.close()
         self._template.finish(self._slot, self.pid)
         self._owner.died(self, why)
@@ -238,10 +274,11 @@ class WorkerProcess:
             answers = _ANSWERS.decode(frame)
         except msgspec.MsgspecError:
             answers = []
-        if not self.waiting or len(answers) != len(self.waiting[0]):
+        # One that stands back stops within a frame.
+        if not self.waiting or not answers or (len(answers) != len(self.waiting[0]) and not self.has_stood_back):
             self.end("it does not speak as it should")
             return
         questions = self.waiting.popleft()
-        self._answered += len(questions)
+        self._answered += len(answers)
         self.seen_at = self._loop.time()
         self._owner.answered(self, questions, answers)

@@ -196,6 +196,14 @@ async def test_runaways_in_one_batch_cost_the_rest_of_it_nothing(enforcer: Enfor
     assert [isinstance(one, Decision) and one.allow for one in answers] == [step == "allow" for step in steps]
 
 
+async def test_a_batch_does_not_wait_for_what_runs_away_in_it(engine: EmbeddedEngine, enforcer: Enforcer) -> None:
+    """Alone a question has its 200 ms; whoever asked many things at once gets the rest as soon as it is there."""
+    answers = await enforcer.ask_many([ALLOW, question(step="runaway"), ALLOW])
+    assert isinstance(answers[1], PolicyUnavailable)
+    assert "alone it has more time" in answers[1].message
+    assert [isinstance(one, Decision) and one.allow for one in answers] == [True, False, True]
+
+
 async def test_what_killed_a_worker_runs_alone_the_next_time(engine: EmbeddedEngine, enforcer: Enforcer) -> None:
     """So nobody is behind it any more, not even for the 10 ms until it is noticed."""
     await enforcer.ask_many([question(step="runaway")])
@@ -307,6 +315,13 @@ async def test_an_engine_that_never_answers_is_unavailable_within_250_ms() -> No
             await anyio.sleep_forever()
 
     await _denied_soon(Enforcer(Silent(), {}))
+
+
+async def test_an_integer_past_64_bits_is_a_question_like_any_other(enforcer: Enforcer) -> None:
+    asked = question(step="allow", args={"n": {"value": 2**70}})
+    decision = await enforcer.ask(asked)
+    assert decision.allow
+    assert decision.input_digest == asked.digest()
 
 
 @pytest.mark.parametrize(

@@ -77,3 +77,27 @@ async def test_every_entry_point_is_explained_and_hostile_text_stays_text(entry:
     decision = await decided(question(entry, step="\x1b[2J{tool}\n"), {"allow": False})
     for line in explain(decision.to_json()):
         assert line.isprintable()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "args", [{}, {"token": {"value": "hunter2"}}, {"n": {"value": 2**70}}, {"t": {"value": "x" * 999}}]
+)
+async def test_the_row_of_the_log_is_the_decision(args: dict[str, object]) -> None:
+    reason = {"code": "no", "message": "because", "remedy": "ask"}
+    decision = await decided(question(args=args), {"allow": False, "reasons": [reason]})
+    row, shown = decision.log_row(), decision.to_json()
+    for column in ("reasons", "obligations", "input"):
+        assert json.loads(str(row.pop(column))) == shown.pop(column)
+    assert row == shown
+
+
+@pytest.mark.anyio
+async def test_obligations_are_in_the_row_of_the_log() -> None:
+    decision = await decided(question(), {"allow": True, "obligations": [{"kind": "ttl", "seconds": 5}]})
+    assert json.loads(str(decision.log_row()["obligations"])) == [{"kind": "ttl", "args": {"seconds": 5}}]
+
+
+def test_what_needs_no_mask_is_stored_as_it_is() -> None:
+    asked = question(args={"n": {"value": 1, "labels": {"integrity": "user"}}})
+    assert masked(asked.input) is asked.input
