@@ -1,4 +1,5 @@
 # Control plane and node in one image; the command says which. The base is an argument: mirrors differ.
+#   docker build --build-arg BASE=python:3.13-slim -t stockade .
 ARG BASE=python:3.12-slim
 FROM ${BASE} AS build
 WORKDIR /src

@@ -24,7 +24,7 @@ FIELD = re.compile(r"^(Rss|Anonymous): +(\d+) kB$")
 
 
 def own_and_shared(pid: int) -> tuple[int, dict[str, int]]:
-    """Bytes that are no file's (a fork shares its parent's by halves), and resident bytes of each file it has mapped."""
+    """Bytes that are no file's (a fork's are counted by halves), and resident bytes of each file it has mapped."""
     folder, files, place = Path(f"/proc/{pid}"), defaultdict[str, int](int), ""
     try:
         mappings = (folder / "smaps").read_text().splitlines()
