@@ -34,7 +34,7 @@ from scheduler.planner import Placement, Plan, Waiting, plan
 log = structlog.get_logger(__name__)
 BATCH = 512
 RETRIED = 64
-STARVING_MOST = 16
+STARVING_MOST = 4
 STARVED_NS = 500_000_000
 """How long a list of starving steps is good: it is made from all that wait."""
 POLICY_RETRY_SECONDS = 0.5
@@ -84,7 +84,11 @@ class Dispatcher:
     def _starving(self, now_ns: int) -> list[tuple[RunState, StepState]]:
         """The longest waiting steps are part of every plan, or those that came later would take each free place."""
         if now_ns - self._starved_ns > STARVED_NS:
-            starved = [pair for pair in self.waiting.values() if starving(pair[1], now_ns)]
+            starved = [
+                pair
+                for pair in self.waiting.values()
+                if starving(pair[1], now_ns) and self._open(*pair) and _passing(pair[1])
+            ]
             self._starved = heapq.nsmallest(STARVING_MOST, starved, key=lambda pair: pair[1].unplaced_ns or 0)
             self._starved_ns = now_ns
         return self._starved
@@ -271,3 +275,8 @@ def denial(decision: Decision) -> dict[str, Any]:
     ]
     message = "; ".join(one.message for one in decision.reasons) or f"{decision.entry.value} does not allow it"
     return error_value("policy_denied", message, decision_id=decision.id, reasons=reasons)
+
+
+def _passing(step: StepState) -> bool:
+    """Whether time alone may give the step a place."""
+    return any(not reason.get("permanent") for reason in step.detail.get("waiting", ()))
