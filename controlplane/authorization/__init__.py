@@ -10,6 +10,7 @@ bundle.py        policy files and data, their revision, and where each reason co
 profile.py       the portable part of Rego, checked when a bundle is loaded
 syntax.py        walks regorus' syntax tree, for the two above
 embedded.py      the engine for one machine: regorus in worker processes
+batch.py         the questions of one call on their way
 worker_process.py, worker.py   these processes, seen from outside and from inside
 channel.py       frames over the sockets between them
 quarantine.py    which questions have cost a worker, so that they run alone the next time

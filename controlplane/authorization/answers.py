@@ -83,6 +83,28 @@ class AnswerReader:
             input_json=(encoded if kept is question.input else canonical(kept)).decode(),
         )
 
+    def failed(self, question: Question, problem: str) -> Decision:
+        """The denial where a rule gave no value at all."""
+        return refusal(
+            question,
+            failure="malformed_answer",
+            message=f"{question.entry.value}.decision failed: {problem}",
+            remedy="Mend the rule at the place named; `stockade policy test` shows it.",
+            revision=self._revision,
+            engine=self._engine,
+        )
+
+    def not_json(self, question: Question) -> Decision:
+        """The denial where a question cannot be written."""
+        return refusal(
+            question,
+            failure="invalid_input",
+            message="The question is not JSON.",
+            remedy="Report this: the control plane asked it.",
+            revision=self._revision,
+            engine=self._engine,
+        )
+
     def _parts(self, entry: EntryPoint, answer: str) -> _Parts:
         raw = _DECODER.decode(answer)
         obligations = tuple(_obligation(one) for one in raw.obligations)

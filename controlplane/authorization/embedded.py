@@ -1,14 +1,15 @@
 """The policy engine for one machine: regorus in worker processes that may be killed at any moment.
 
-    decide ──frames──▶ active workers ──10 ms in one question──▶ suspect: keeps that question only,
-                           ▲                                     everything else moves on at once
-                           └── spares ◀──fork, 1 ms── template (has loaded the bundle)
+    decide ──frames──▶ active workers ──2 ms of processor in one question──▶ suspect: keeps that question only,
+                           ▲                                                 everything else moves on at once
+                           └── spares ◀──fork, a few ms── template (has loaded the bundle)
     suspect ──answers──▶ its answer counts; it ends
-    suspect ──200 ms──▶ killed; its question is unavailable, and the next time in quarantine:
+    suspect ──200 ms──▶ killed; its question is unavailable, and the next time quarantined:
     decide ──quarantined──▶ one spare at a time, alone
 
 So a runaway rule costs its own question 200 ms, those behind it the 10 to 15 until it is noticed, and the second
-time nobody anything. Runaways have the processor last, and only four run at once: another one ends the oldest.
+time nobody anything. A batch that lacks nothing else returns without it. Runaways have the processor last, and only
+four run at once: another one ends the one that has computed longest.
 A worker that stands still without having begun a question (stopped, swapped out) loses all of them to others.
 What nobody answered when the deadline has passed is ``PolicyUnavailable``.
 """
@@ -19,20 +20,21 @@ import asyncio
 from collections import deque
 from collections.abc import Iterable, Sequence
 
-from controlplane.authorization.answers import AnswerReader, refusal
+from controlplane.authorization.answers import AnswerReader
+from controlplane.authorization.batch import Answer, Asked, Batch
 from controlplane.authorization.bundle import Bundle
 from controlplane.authorization.quarantine import Quarantine
-from controlplane.authorization.values import Decision, EntryPoint, PolicyUnavailable, Question
-from controlplane.authorization.worker_process import ENDED, Asked, Template, WorkerProcess
+from controlplane.authorization.values import EntryPoint, PolicyUnavailable, Question
+from controlplane.authorization.worker_process import ENDED, Template, WorkerProcess
 
 ENGINE = "regorus-0.13"
 # So that this loop can read one frame's answers while the worker is in the next; 8, 16 and 64 measured alike.
 FRAME_QUESTIONS = 16
-# While suspects run, others of their kind are likely near: fewer go down with each.
-_WARY_FRAME_QUESTIONS = 4
-_SPARES = 2
+# While suspects run, others of their kind are likely near: none goes down with one.
+_WARY_FRAME_QUESTIONS = 1
+_SPARES = 3
 # While suspects run, this many spares more than wanted may answer: what moves on may hold another runaway.
-_HELPERS_MOST = 2
+_HELPERS_MOST = 4
 _SUSPECTS_MOST = 4
 _LOOK_SECONDS = 0.005
 # Of the processor, in one question. A worker that only waits for the processor is no slower than any other here.
@@ -40,7 +42,9 @@ _SUSPECT_SECONDS = 0.002
 # By the clock, however little it computed: it was stopped, or is swapped out.
 _STOPPED_SECONDS = 0.050
 # Who computed this long in one question, or whose process ended in it, is run alone the next time.
-_GUILTY_SECONDS = 0.020
+_GUILTY_SECONDS = 0.005
+# This old, a batch returns without what runs for long in it.
+_PATIENCE_SECONDS = 0.020
 _LAST_NICE = 19
 # A suspect is killed at the deadline; this is how much later its question is given up, and still < 250 ms.
 _GRACE_SECONDS = 0.010
@@ -50,31 +54,9 @@ _RETRY_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0)
 _RULES = [f"data.{entry.value}.decision" for entry in EntryPoint]
 _RULE_OF = {entry: index for index, entry in enumerate(EntryPoint)}
 
-Answer = Decision | PolicyUnavailable
-
-
-class _Batch:
-    """The questions of one ``decide`` call. The first answer to a question counts."""
-
-    __slots__ = ("answers", "asked_at", "done", "missing", "questions")
-
-    def __init__(self, questions: Sequence[Question], done: asyncio.Future[None], now: float) -> None:
-        self.asked_at = now
-        self.questions = questions
-        self.answers: list[Answer | None] = [None] * len(questions)
-        self.missing = len(questions)
-        self.done = done
-
-    def settle(self, index: int, answer: Answer) -> None:
-        if self.answers[index] is None:
-            self.answers[index] = answer
-            self.missing -= 1
-            if not self.missing and not self.done.done():
-                self.done.set_result(None)
-
 
 class EmbeddedEngine:
-    """Evaluates ``bundle`` in ``workers`` processes, with two spares. One event loop uses it."""
+    """Evaluates ``bundle`` in ``workers`` processes, with three spares. One event loop uses it."""
 
     def __init__(self, bundle: Bundle, workers: int = 1, deadline_seconds: float = 0.2) -> None:
         if workers < 1 or deadline_seconds <= 0:
@@ -139,12 +121,12 @@ class EmbeddedEngine:
             return [PolicyUnavailable("The policy engine is not running.") for _ in questions]
         loop = asyncio.get_running_loop()
         asked, now = [], loop.time()
-        batch = _Batch(questions, loop.create_future(), now)
+        batch = Batch(questions, loop.create_future(), now)
         for index, question in enumerate(questions):
             try:
                 text = question.encoded().decode()
             except (TypeError, ValueError, RecursionError):
-                batch.settle(index, self._not_json(question))
+                batch.settle(index, self._reader.not_json(question))
                 continue
             one = Asked(batch, index, _RULE_OF[question.entry], text)
             if self._quarantine.holds(question, now):
@@ -154,7 +136,7 @@ class EmbeddedEngine:
         self._place(asked)
         self._isolate()
         if batch.missing:
-            giving_up = loop.call_later(self._deadline_seconds + _GRACE_SECONDS, self._give_up, batch)
+            giving_up = loop.call_at(now + self._deadline_seconds + _GRACE_SECONDS, self._give_up, batch)
             try:
                 await batch.done
             finally:
@@ -212,12 +194,11 @@ class EmbeddedEngine:
     def answered(self, worker: WorkerProcess, questions: Sequence[Asked], answers: Sequence[tuple[bool, str]]) -> None:
         """A worker has answered a frame."""
         for one, (is_value, answer) in zip(questions, answers, strict=False):
-            batch: _Batch = one.batch
-            if batch.answers[one.index] is None:
-                question = batch.questions[one.index]
-                batch.settle(one.index, self._reader.read(question, answer) if is_value else self._failed(one, answer))
+            if not one.is_settled:
+                read = self._reader.read if is_value else self._reader.failed
+                one.settle(read(one.question, answer))
                 if worker.is_alone:
-                    self._release(question)
+                    self._release(one.question)
         if worker in self._suspects:
             worker.end("it was slow")
 
@@ -232,7 +213,7 @@ class EmbeddedEngine:
             left = [one for one in left if one is worker.keeps]
         worker.waiting.clear()
         if stuck is not None and (worker.was_busy_seconds >= _GUILTY_SECONDS or why == ENDED):
-            self._quarantine.add(stuck.batch.questions[stuck.index], asyncio.get_running_loop().time())
+            self._quarantine.add(stuck.question, asyncio.get_running_loop().time())
         if stuck in left:
             self._abandon([stuck], f"The policy worker was lost in this question: {why}.")
         if not self._is_open:
@@ -296,12 +277,12 @@ class EmbeddedEngine:
         self._quarantine.release(question)
         asked, self._quarantined, now = self._quarantined, deque(), asyncio.get_running_loop().time()
         for one in asked:
-            if self._quarantine.holds(one.batch.questions[one.index], now):
+            if self._quarantine.holds(one.question, now):
                 self._quarantined.append(one)
         self._place([one for one in asked if one not in self._quarantined])
 
     def _fill(self) -> None:
-        """Start workers until there are two spares, counting those on their way."""
+        """Start workers until there are three spares, counting those on their way."""
         if not self._is_open or self._retry is not None:
             return
         try:
@@ -359,15 +340,16 @@ class EmbeddedEngine:
 
     def _let_go(self, now: float) -> None:
         """Let batches return that lack nothing but what runs for long: whoever asks waits for the whole batch."""
-        held: dict[_Batch, list[Asked]] = {}
+        held: dict[Batch, list[Asked]] = {}
         for worker in self._suspects:
-            if worker.keeps is not None and not worker.keeps.is_settled and worker.busy_seconds >= _GUILTY_SECONDS:
-                held.setdefault(worker.keeps.batch, []).append(worker.keeps)
+            one = worker.keeps
+            if one is not None and not one.is_settled and worker.busy_seconds >= _GUILTY_SECONDS:
+                held.setdefault(one.batch, []).append(one)
         for one in self._quarantined:
-            if not one.is_settled and now - one.batch.asked_at >= _GUILTY_SECONDS:
+            if not one.is_settled:
                 held.setdefault(one.batch, []).append(one)
         for batch, ones in held.items():
-            if len(ones) == batch.missing < len(batch.questions):
+            if len(ones) == batch.missing < len(batch.questions) and now - batch.asked_at >= _PATIENCE_SECONDS:
                 self._abandon(ones, "All that was asked with it had been answered; alone it has more time.")
 
     def _look_at_starting(self, now: float) -> None:
@@ -377,38 +359,18 @@ class EmbeddedEngine:
             self._template.end(f"it did not fork for {_FORK_SECONDS:.0f} s")
 
     def _suspect(self, worker: WorkerProcess) -> None:
+        worker.stand_back(worker.stuck_in, _LAST_NICE if worker.busy_seconds >= _SUSPECT_SECONDS else 0)
+        moving = [one for frame in worker.waiting for one in frame if one is not worker.keeps]
         self._active.remove(worker)
         self._suspects.append(worker)
-        worker.stand_back(worker.stuck_in, _LAST_NICE if worker.busy_seconds >= _SUSPECT_SECONDS else 0)
         if len(self._suspects) > _SUSPECTS_MOST:
-            self._suspects[0].end("too many questions ran for long at once")
-        self._place([one for frame in worker.waiting for one in frame if one is not worker.keeps])
+            max(self._suspects, key=_busy).end("too many questions ran for long at once")
+        self._place(moving)
         self._fill()
 
     # Answers.
 
-    def _not_json(self, question: Question) -> Decision:
-        return refusal(
-            question,
-            failure="invalid_input",
-            message="The question is not JSON.",
-            remedy="Report this: the control plane asked it.",
-            revision=self.revision,
-            engine=ENGINE,
-        )
-
-    def _failed(self, one: Asked, problem: str) -> Decision:
-        question: Question = one.batch.questions[one.index]
-        return refusal(
-            question,
-            failure="malformed_answer",
-            message=f"{question.entry.value}.decision failed: {problem}",
-            remedy="Mend the rule at the place named; `stockade policy test` shows it.",
-            revision=self.revision,
-            engine=ENGINE,
-        )
-
-    def _give_up(self, batch: _Batch) -> None:
+    def _give_up(self, batch: Batch) -> None:
         for worker in list(self._suspects):
             if worker.keeps is not None and worker.keeps.batch is batch and not worker.keeps.is_settled:
                 worker.end("the deadline passed")
@@ -420,7 +382,7 @@ class EmbeddedEngine:
 
     def _abandon(self, asked: Iterable[Asked], message: str) -> None:
         for one in asked:
-            one.batch.settle(one.index, PolicyUnavailable(message))
+            one.settle(PolicyUnavailable(message))
 
     def _workers(self) -> list[WorkerProcess]:
         return [*self._active, *self._spares, *self._suspects, *self._starting]
@@ -428,3 +390,7 @@ class EmbeddedEngine:
 
 def _queue(worker: WorkerProcess) -> int:
     return len(worker.waiting)
+
+
+def _busy(worker: WorkerProcess) -> float:
+    return worker.busy_seconds

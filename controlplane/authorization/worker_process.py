@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from controlplane.authorization.batch import Asked
 from controlplane.authorization.channel import Channel
 
 _COMMAND = struct.Struct("<cI")
@@ -39,20 +40,6 @@ _PROGRAM = Path(__file__).with_name("worker.py")
 _PID = msgspec.msgpack.Decoder(int)
 _WRONG = msgspec.msgpack.Decoder(str)
 _ANSWERS = msgspec.msgpack.Decoder(list[tuple[bool, str]])
-
-
-class Asked(msgspec.Struct, gc=False, eq=False):
-    """One question on its way: where the answer goes, which rule, with what input."""
-
-    batch: Any
-    index: int
-    rule: int
-    text: str
-
-    @property
-    def is_settled(self) -> bool:
-        """Nobody waits for its answer any more."""
-        return self.batch.answers[self.index] is not None
 
 
 class Owner(Protocol):

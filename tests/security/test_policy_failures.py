@@ -91,7 +91,7 @@ async def test_killed_processes_are_replaced(engine: EmbeddedEngine, enforcer: E
         for pid in before:
             os.kill(pid, signal.SIGKILL)
         with anyio.fail_after(10):
-            while set(before) & set(_processes(engine)) or len(engine.pids) < 3:
+            while set(before) & set(_processes(engine)) or len(engine.pids) < 4:
                 await enforcer.ask_many([ALLOW])
         await _recovers(enforcer)
 
@@ -191,7 +191,7 @@ async def test_runaways_back_to_back_refuse_nobody_else(enforcer: Enforcer, is_n
 
 
 async def test_runaways_in_one_batch_cost_the_rest_of_it_nothing(enforcer: Enforcer) -> None:
-    steps = ["allow", *(f"runaway-{index}" for index in range(5)), "allow", "runaway-5", *["allow"] * 20]
+    steps = ["allow", "runaway-0", "runaway-1", "allow", "runaway-2", *["allow"] * 20]
     answers = await enforcer.ask_many([question(step=step) for step in steps])
     assert [isinstance(one, Decision) and one.allow for one in answers] == [step == "allow" for step in steps]
 
