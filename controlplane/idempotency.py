@@ -2,6 +2,7 @@
 
     same key, same request    -> the stored answer          other request   -> 422 idempotency-mismatch
     first still running       -> 409 in flight              first refused   -> tried afresh
+    server killed in between  -> performed under the id that the first was given, so it finds what that one did
 
 Only answers below 400 are kept, sealed, because some hold a key that is shown once.
 """
@@ -17,6 +18,7 @@ from collections.abc import Awaitable, Callable
 from fastapi import Response
 
 from controlplane.errors import ApiError, Slug, field_problem, invalid_request
+from controlplane.ids import new_id
 from controlplane.runs.journal import Journal
 from controlplane.secrets.sealing import SealBroken, Sealer
 from controlplane.store import Store, Write, upsert
@@ -26,6 +28,7 @@ _IN_FLIGHT = 0
 _PURGE_EVERY = 256  # requests
 _KEPT_HEADERS = ("content-type", "location")
 _Name = tuple[str, str, str]
+Perform = Callable[[str], Awaitable[Response]]
 
 
 class Idempotency:
@@ -39,10 +42,11 @@ class Idempotency:
         self._running: set[_Name] = set()
         self._seen = 0
 
-    async def once(
-        self, tenant: str, principal: str, key: str, request: str, perform: Callable[[], Awaitable[Response]]
-    ) -> Response:
+    async def once(self, tenant: str, principal: str, key: str, request: str, perform: Perform) -> Response:
         """The answer of ``perform``, or the stored one; ``request`` says what is asked, in full.
+
+        ``perform`` gets an id that is the same however often this request has to be performed: what it creates has
+        that id, or is harmless to create again.
 
         Raises:
             ApiError: idempotency-in-flight, idempotency-mismatch, invalid-request, or what ``perform`` raises.
@@ -62,25 +66,25 @@ class Idempotency:
         finally:
             self._running.discard(name)
 
-    async def _once(self, name: _Name, digest: str, perform: Callable[[], Awaitable[Response]]) -> Response:
+    async def _once(self, name: _Name, digest: str, perform: Perform) -> Response:
         known = await self._store.read(lambda session: session.get(IdempotencyRow, name))
         now = time.time_ns()
         if known is not None and known.created_ns + self._keep_ns > now:
             if known.request_digest != digest:
                 raise ApiError(Slug.IDEMPOTENCY_MISMATCH, "Use a new key for a new request.")
-            if known.status == _IN_FLIGHT:
-                raise ApiError(
-                    Slug.IDEMPOTENCY_IN_FLIGHT,
-                    "The server stopped during the first request, and whether it took effect is not known. "
-                    "Look, then use a new key.",
-                )
-            return self._replay(name, known)
+            if known.status != _IN_FLIGHT:
+                return self._replay(name, known)
+            return await self._perform(name, digest, known.body, now, perform)
         if self._seen % _PURGE_EVERY == 0:
             self._journal.append([Write("DELETE FROM idempotency WHERE created_ns<=?", (now - self._keep_ns,))])
         self._seen += 1
-        await self._store_row(name, digest, _IN_FLIGHT, "", now)
+        reserved = new_id("id").removeprefix("id_")
+        await self._store_row(name, digest, _IN_FLIGHT, reserved, now)
+        return await self._perform(name, digest, reserved, now, perform)
+
+    async def _perform(self, name: _Name, digest: str, reserved: str, now: int, perform: Perform) -> Response:
         try:
-            response = await perform()
+            response = await perform(reserved)
         except Exception:
             await self._forget(name)
             raise

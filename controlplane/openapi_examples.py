@@ -30,6 +30,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "verb": "code",
         "status": "completed",
         "number": 1,
+        "failures": 0,
         "attempt": "att_1k0sa8r3xf6f2ye1sebmpn2kfd",
         "node": "node_1k0sa8r3xf6f2ye1sebmpn2kfd",
         "tier": "wasm",

@@ -62,7 +62,12 @@ class StrictRoute(APIRoute):
                 return await original(request)
             identity = f"POST {request.url.path}?{request.url.query} {digest}"
             idempotency: Idempotency = request.app.state.services.idempotency
-            return await idempotency.once(principal.tenant, principal.id, key, identity, lambda: original(request))
+
+            def perform(reserved: str) -> Coroutine[Any, Any, Response]:
+                request.state.reserved_id = reserved
+                return original(request)
+
+            return await idempotency.once(principal.tenant, principal.id, key, identity, perform)
 
         return handler
 

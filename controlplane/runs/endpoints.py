@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from controlplane.dependencies import Approver, Reader, RunId, Runner, ServicesDep, StepPath
 from controlplane.errors import field_problem, forbidden, invalid_input, invalid_request, not_found
 from controlplane.identity import Principal
+from controlplane.ids import new_id
 from controlplane.pages import LIMIT_MAX, Cursor, Limit
 from controlplane.runs import queries
 from controlplane.runs.event_stream import event_stream
@@ -60,14 +61,22 @@ class ApprovalRequest(BaseModel):
 
 
 @router.post("", status_code=201)
-async def submit_run(body: RunRequest, principal: Runner, services: ServicesDep, response: Response) -> Any:
+async def submit_run(
+    body: RunRequest, principal: Runner, services: ServicesDep, request: Request, response: Response
+) -> Any:
     """Admit a run. It is durable when this answers."""
+    reserved = getattr(request.state, "reserved_id", None)
+    run_id = new_id("run") if reserved is None else f"run_{reserved}"
+    response.headers["Location"] = f"/v1/runs/{run_id}"
+    if reserved is not None:  # the same request may have made it just before the server was killed
+        made = await services.store.read(lambda session: queries.get_run(session, principal.tenant, run_id))
+        if made is not None:
+            return made
     document = await services.definitions.document(principal.tenant, body.workflow)
     compiled = await services.definitions.compile(document)
     if problems := compiled.check_input(body.input):
         raise invalid_input(problems)
-    run_id = await services.runs.submit(principal, compiled, document, body.input, body.labels)
-    response.headers["Location"] = f"/v1/runs/{run_id}"
+    await services.runs.submit(principal, run_id, compiled, document, body.input, body.labels)
     return await _run(services, principal, run_id)
 
 

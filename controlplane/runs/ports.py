@@ -37,9 +37,15 @@ class RunCommands(Protocol):
     def hub(self) -> Hub: ...
 
     async def submit(
-        self, principal: Principal, compiled: CompiledWorkflow, definition: dict[str, Any], input: Any, labels: Any
-    ) -> str:
-        """Admit a run; its id."""
+        self,
+        principal: Principal,
+        run_id: str,
+        compiled: CompiledWorkflow,
+        definition: dict[str, Any],
+        input: Any,
+        labels: Any,
+    ) -> None:
+        """Admit a run under this new id."""
 
     async def validate(self, principal: Principal, document: dict[str, Any], input: Any) -> dict[str, Any]:
         """What would happen; nothing does."""

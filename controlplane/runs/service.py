@@ -11,7 +11,6 @@ from controlplane.authorization.values import Decision, PolicyUnavailable, Quest
 from controlplane.errors import conflict, forbidden, invalid_input, invalid_workflow, not_found, policy_denied
 from controlplane.errors import policy_unavailable as unavailable
 from controlplane.identity import Principal
-from controlplane.ids import new_id
 from controlplane.nodes.inventory import Inventory
 from controlplane.runs import questions
 from controlplane.runs.controller import Controller, decision_write
@@ -49,11 +48,19 @@ class RunService:
         self.broker = broker
 
     async def submit(
-        self, principal: Principal, compiled: CompiledWorkflow, definition: dict[str, Any], input: Any, labels: Any
-    ) -> str:
-        """Admit a run; its id. Raises: ApiError invalid-workflow, invalid-input, policy-denied, policy-unavailable."""
+        self,
+        principal: Principal,
+        run_id: str,
+        compiled: CompiledWorkflow,
+        definition: dict[str, Any],
+        input: Any,
+        labels: Any,
+    ) -> None:
+        """Admit a run under this new id.
+
+        Raises: ApiError invalid-workflow, invalid-input, policy-denied, policy-unavailable.
+        """
         await self._check(principal, compiled, input)
-        run_id = new_id("run")
         decision = await self._admit(principal, compiled, run_id)
         if not decision.allow:
             await self._log_refusal(principal.tenant, decision)
@@ -76,7 +83,6 @@ class RunService:
         self.controller.pinned[run_id] = pinned
         await self.controller.journal.write(writes)
         self.controller.apply(run, lambda machine: machine.start())
-        return run_id
 
     def _birth(self, run: RunState, definition: dict[str, Any], pinned: Mapping[str, str], now: int) -> list[Write]:
         run.events = 1

@@ -5,9 +5,12 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from tests.acceptance.cluster import Cluster, wait_for
@@ -65,6 +68,29 @@ def trial(cluster: Cluster, victim: str, seed: int) -> float:
         seconds = time.monotonic() - restarted
         check(client, run_id)
     return seconds
+
+
+def test_a_submit_cut_off_by_kill_9_and_sent_again_makes_one_run(tmp_path: Path) -> None:
+    document = {"stockade": "1", "name": "once", "steps": [{"id": "a", "set": 1}]}
+    with Cluster(tmp_path, lease_seconds=LEASE_SECONDS) as cluster:
+        cluster.start_control_plane()
+        made: list[str] = []
+        for seed in range(5):
+            chance = random.Random(seed)  # noqa: S311 - a seed, not a secret
+            headers = {"Authorization": f"Bearer {cluster.api_key}", "Idempotency-Key": f"key-{seed}"}
+            body = {"workflow": document, "labels": {"trial": str(seed)}}
+            send = partial(httpx2.post, f"{cluster.url}/v1/runs", json=body, headers=headers, trust_env=False)
+            with ThreadPoolExecutor(1) as pool:
+                first = pool.submit(send)
+                time.sleep(chance.uniform(0.0, 0.04))
+                cluster.kill_control_plane()
+                first.exception(30)
+            cluster.start_control_plane()
+            answer = send()
+            assert answer.status_code == 201, answer.text
+            made.append(answer.json()["id"])
+        with cluster.client() as client:
+            assert sorted(run.id for run in client.runs().data) == sorted(made)
 
 
 def _trials(tmp_path: Path, victim: str, count: int) -> None:

@@ -14,7 +14,6 @@ from starlette.testclient import TestClient
 from controlplane.app import create_app
 from controlplane.config import Settings
 from controlplane.identity import Principal
-from controlplane.ids import new_id
 from controlplane.openapi import as_text
 from controlplane.openapi_examples import EXAMPLES
 from controlplane.runs.journal import Journal
@@ -59,9 +58,14 @@ class RecordingRuns:
         self.decided: list[tuple[str, bool, str]] = []
 
     async def submit(
-        self, principal: Principal, compiled: CompiledWorkflow, definition: dict[str, Any], input: Any, labels: Any
-    ) -> str:
-        run = new_id("run")
+        self,
+        principal: Principal,
+        run: str,
+        compiled: CompiledWorkflow,
+        definition: dict[str, Any],
+        input: Any,
+        labels: Any,
+    ) -> None:
         key = {"tenant": principal.tenant, "partition": partition_of(run)}
         head = RunRow(
             **key, id=run, seq=3, status="completed", workflow_name=compiled.definition.name,
@@ -76,7 +80,6 @@ class RecordingRuns:
             for seq, kind in ((1, "run.created"), (2, "step.completed"), (3, "run.completed"))
         ]
         await self._journal.write([upsert(type(row), row.model_dump()) for row in (head, kept, step, child, *events)])
-        return run
 
     async def validate(self, principal: Principal, document: dict[str, Any], input: Any) -> dict[str, Any]:
         return {"valid": True, "problems": [], "name": document["name"]}

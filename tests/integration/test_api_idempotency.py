@@ -35,18 +35,18 @@ async def test_each_case_of_the_table(tmp_path: Path) -> None:
         store.close()
 
 
-async def _answer() -> Response:
+async def _answer(reserved: str) -> Response:
     return Response(b"{}", 201)
 
 
-async def _never() -> Response:
+async def _never(reserved: str) -> Response:
     raise AssertionError("performed twice")
 
 
 async def _in_flight(idempotency: Idempotency) -> None:
     started, release = anyio.Event(), anyio.Event()
 
-    async def slow() -> Response:
+    async def slow(reserved: str) -> Response:
         started.set()
         await release.wait()
         return Response(b"first", 201, headers={"Location": "/x"})
@@ -70,7 +70,7 @@ async def _in_flight(idempotency: Idempotency) -> None:
 
 
 async def _refused_first(idempotency: Idempotency) -> None:
-    async def refuse() -> Response:
+    async def refuse(reserved: str) -> Response:
         raise conflict("no")
 
     with pytest.raises(ApiError, match="conflict"):
@@ -79,10 +79,26 @@ async def _refused_first(idempotency: Idempotency) -> None:
 
 
 async def _interrupted(store: Store, journal: Journal) -> None:
-    await _row(journal, "interrupted", "r", 0, age_seconds=1)
-    with pytest.raises(ApiError) as refused:
-        await Idempotency(store, journal, Sealer(b"k" * 32), 60).once("t", "p", "interrupted", "r", _never)
-    assert (refused.value.status, refused.value.retryable) == (409, False)
+    """The server dies while it performs: the next process performs again, under the same id."""
+    performed: list[str] = []
+
+    async def dies(reserved: str) -> Response:
+        performed.append(reserved)
+        raise BaseExceptionGroup("killed", [KeyboardInterrupt()])
+
+    with pytest.raises(BaseExceptionGroup):
+        await Idempotency(store, journal, Sealer(b"k" * 32), 60).once("t", "p", "interrupted", "r", dies)
+
+    async def lives(reserved: str) -> Response:
+        performed.append(reserved)
+        return Response(b"{}", 201)
+
+    after = Idempotency(store, journal, Sealer(b"k" * 32), 60)
+    with pytest.raises(ApiError, match="mismatch"):
+        await after.once("t", "p", "interrupted", "other", _never)
+    assert (await after.once("t", "p", "interrupted", "r", lives)).status_code == 201
+    assert performed[0] == performed[1]
+    assert len(performed[0]) == 26
 
 
 async def _expired(store: Store, journal: Journal) -> None:
