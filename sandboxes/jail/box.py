@@ -84,6 +84,7 @@ def create(
     state_dir: Path, spec: SandboxSpec, label: str, *, strength: Strength, uid: int, hierarchy: Hierarchy | None
 ) -> Box:
     """Make the folders, the bounds and the record. Raises ``DriverFailed``; what was made is gone then."""
+    state_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
     root = folder(state_dir, label)
     try:
         root.mkdir(mode=_root_mode(strength))

@@ -157,7 +157,6 @@ class JailDriver:
         if self.strength is Strength.FULL and isinstance(self._hierarchy, str):
             raise TierUnavailable(self._hierarchy)
         hierarchy = None if self.strength is Strength.USER or isinstance(self._hierarchy, str) else self._hierarchy
-        await to_thread.run_sync(partial(self._state_dir.mkdir, mode=0o711, parents=True, exist_ok=True))
         with guest_uid(self.strength) as uid:
             make = partial(boxes.create, strength=self.strength, uid=uid, hierarchy=hierarchy)
             box = await to_thread.run_sync(make, self._state_dir, spec, label)

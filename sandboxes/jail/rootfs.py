@@ -131,14 +131,26 @@ def _system() -> tuple[str, ...]:
         elif entry.is_dir():
             words += ["--ro-bind", str(entry), str(entry)]
     for source, inside in interpreter().binds:
+        words += [
+            "--perms",
+            "0755",
+            "--dir",
+            str(Path(inside).parent),
+        ]  # bubblewrap's own are closed to the guest's uid
         words += ["--ro-bind", str(source), inside]
     return tuple(words)
 
 
 def _masks(empty: Path) -> Iterator[str]:
-    for name in _MASKED_FILES:
-        if Path("/proc", name).exists():
-            yield from ("--ro-bind", "/dev/null", f"/proc/{name}")
-    for name in _MASKED_FOLDERS:
-        if Path("/proc", name).is_dir():
-            yield from ("--ro-bind", str(empty), f"/proc/{name}")
+    files, folders = _masked()
+    for place in files:
+        yield from ("--ro-bind", "/dev/null", place)
+    for place in folders:
+        yield from ("--ro-bind", str(empty), place)
+
+
+@cache
+def _masked() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Which files and folders of /proc this kernel has."""
+    files = tuple(f"/proc/{name}" for name in _MASKED_FILES if Path("/proc", name).exists())
+    return files, tuple(f"/proc/{name}" for name in _MASKED_FOLDERS if Path("/proc", name).is_dir())

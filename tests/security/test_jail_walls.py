@@ -19,7 +19,7 @@ import pytest
 from sandboxes.conformance.check import Outcome, collect
 from sandboxes.errors import DriverFailed
 from sandboxes.execution import Command, ExitReason
-from sandboxes.jail import processes
+from sandboxes.jail import processes, python, rootfs
 from sandboxes.jail.driver import JailDriver
 from sandboxes.spec import Limits, SandboxSpec, Strength, Tier
 
@@ -151,6 +151,47 @@ async def test_a_label_cannot_name_a_path(driver: JailDriver, state_dir: Path) -
         assert names(state_dir) == ["jail"]
     assert outcome.stdout == b"in\n"
     assert names(state_dir / "jail") == []
+
+
+@pytest.fixture
+def moved_interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As on a host whose only Python is outside /usr."""
+    moved = rootfs.Interpreter(
+        path="/opt/python/bin/python3", on_host=Path("/usr/bin/python3"), binds=((Path("/usr"), "/opt/python"),)
+    )
+    if not moved.on_host.exists():
+        pytest.skip("this host has no /usr/bin/python3 to move")
+    caches = (rootfs._system, python.prepared)
+    monkeypatch.setattr(rootfs, "interpreter", lambda: moved)
+    for each in caches:
+        each.cache_clear()
+    yield
+    for each in caches:
+        each.cache_clear()
+
+
+@pytest.mark.usefixtures("moved_interpreter")
+async def test_an_interpreter_outside_usr_runs_from_opt(driver: JailDriver) -> None:
+    source = "import sys, json\n[sys.executable, any(path.startswith('/opt/') for path in sys.path), callable(exit)]"
+    outcome = await run(driver, Command(language="python", source=source))
+    assert outcome.end.result == ["/opt/python/bin/python3", True, True], outcome
+
+
+async def test_a_guests_limits_are_lowered_for_good(driver: JailDriver) -> None:
+    source = """
+import resource
+names = ("NOFILE", "NPROC", "CORE", "FSIZE")
+bounds = {name: resource.getrlimit(getattr(resource, "RLIMIT_" + name)) for name in names}
+try:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
+except ValueError:
+    bounds["raised"] = False
+bounds
+"""
+    limits = SPEC.limits
+    bounds = {"NOFILE": limits.open_files, "NPROC": limits.pids, "CORE": 0, "FSIZE": limits.file_bytes}
+    outcome = await run(driver, Command(language="python", source=source))
+    assert outcome.end.result == {**{name: [value, value] for name, value in bounds.items()}, "raised": False}, outcome
 
 
 async def test_setuid_programs_give_nothing(driver: JailDriver) -> None:
