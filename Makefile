@@ -17,6 +17,9 @@ SETUP := .stockade/demo/setup
 
 $(UV):
 	@mkdir -p $(SETUP)
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null || { \
+	  echo "error: $(PYTHON) is no Python 3.11, 3.12 or 3.13"; echo "fix:   make $(or $(MAKECMDGOALS),sync) PYTHON=/path/to/python3.12"; \
+	  exit 2; } >&2
 	$(PYTHON) -m venv .uv
 	.uv/bin/pip install --disable-pip-version-check --log $(SETUP)/pip.log -q uv==$(UV_VERSION)
 
