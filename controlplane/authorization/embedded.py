@@ -160,7 +160,8 @@ class EmbeddedEngine:
             self._template = None
         ended, self._ended = self._ended, []
         for template in ended:
-            await asyncio.to_thread(template.reap, 1.0)
+            if not await asyncio.to_thread(template.reap, 1.0):
+                await asyncio.to_thread(template.reap, 1.0)
 
     # What the processes tell.
 

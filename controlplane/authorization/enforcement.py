@@ -49,7 +49,9 @@ class Enforcer:
         return answer
 
     async def ask_many(self, questions: Sequence[Question]) -> list[Decision | PolicyUnavailable]:
-        """One answer a question, in order, within 250 ms; a ``PolicyUnavailable`` carries its ``decision``."""
+        """One answer a question, in order, within 250 ms; a ``PolicyUnavailable`` carries its ``decision``.
+
+        All are returned together; what runs away among them is given up as soon as the others are answered."""
         if not questions:
             return []
         invalid = {index: no for index, one in enumerate(questions) if (no := self._invalid(one)) is not None}
