@@ -24,6 +24,11 @@ class Batch:
         self.missing = len(questions)
         self.done = done
 
+    @property
+    def is_of_many_steps(self) -> bool:
+        """Not all that is asked is asked for one step of one run."""
+        return len({(one.input.get("run"), one.input.get("step")) for one in self.questions}) > 1
+
     def settle(self, index: int, answer: Answer) -> None:
         """This is the answer, if there is none yet."""
         if self.answers[index] is None:

@@ -340,7 +340,7 @@ class EmbeddedEngine:
             self._watch_later()
 
     def _let_go(self, now: float) -> None:
-        """Let batches return that lack nothing but what runs for long: whoever asks waits for the whole batch."""
+        """Let batches return that lack nothing but what runs for long: other steps wait for the whole batch."""
         held: dict[Batch, list[Asked]] = {}
         for worker in self._suspects:
             one = worker.keeps
@@ -350,8 +350,9 @@ class EmbeddedEngine:
             if not one.is_settled:
                 held.setdefault(one.batch, []).append(one)
         for batch, ones in held.items():
-            if len(ones) == batch.missing < len(batch.questions) and now - batch.asked_at >= _PATIENCE_SECONDS:
-                self._abandon(ones, "All that was asked with it had been answered; alone it has more time.")
+            is_old = now - batch.asked_at >= _PATIENCE_SECONDS
+            if is_old and len(ones) == batch.missing < len(batch.questions) and batch.is_of_many_steps:
+                self._abandon(ones, "All that other steps asked with it had been answered; alone it has more time.")
 
     def _look_at_starting(self, now: float) -> None:
         for worker in list(self._starting):

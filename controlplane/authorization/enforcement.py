@@ -51,7 +51,8 @@ class Enforcer:
     async def ask_many(self, questions: Sequence[Question]) -> list[Decision | PolicyUnavailable]:
         """One answer a question, in order, within 250 ms; a ``PolicyUnavailable`` carries its ``decision``.
 
-        All are returned together; what runs away among them is given up as soon as the others are answered."""
+        All are returned together; what runs away among them is given up as soon as the others are answered, unless
+        all are one step's."""
         if not questions:
             return []
         invalid = {index: no for index, one in enumerate(questions) if (no := self._invalid(one)) is not None}

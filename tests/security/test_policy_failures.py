@@ -197,11 +197,20 @@ async def test_runaways_in_one_batch_cost_the_rest_of_it_nothing(enforcer: Enfor
 
 
 async def test_a_batch_does_not_wait_for_what_runs_away_in_it(engine: EmbeddedEngine, enforcer: Enforcer) -> None:
-    """Alone a question has its 200 ms; whoever asked many things at once gets the rest as soon as it is there."""
+    """Alone a question has its 200 ms; whoever asked for many steps gets the rest as soon as it is there."""
     answers = await enforcer.ask_many([ALLOW, question(step="runaway"), ALLOW])
     assert isinstance(answers[1], PolicyUnavailable)
     assert "alone it has more time" in answers[1].message
     assert [isinstance(one, Decision) and one.allow for one in answers] == [True, False, True]
+
+
+async def test_a_step_waits_for_all_its_own_questions(enforcer: Enforcer) -> None:
+    """Nobody else is kept waiting, and it can do nothing with half of its answers."""
+    asked = [question(step="runaway-at-1", now_ns=now_ns) for now_ns in (1, 2)]
+    first, second = await enforcer.ask_many(asked)
+    assert isinstance(first, PolicyUnavailable)
+    assert "alone it has more time" not in first.message
+    assert isinstance(second, Decision)
 
 
 async def test_what_killed_a_worker_runs_alone_the_next_time(engine: EmbeddedEngine, enforcer: Enforcer) -> None:
