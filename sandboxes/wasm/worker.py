@@ -84,7 +84,8 @@ class Worker:
         self._store.set_epoch_deadline(1)
         if self._setup["fuel"]:
             self._store.set_fuel(_NEVER)
-        lockdown.install(bytes.fromhex(self._setup["filter"]))
+        if code := bytes.fromhex(self._setup["filter"]):
+            lockdown.install(code)
         exports = ready_to_start.instantiate(self._store).exports(self._store)
         reactor = self._setup["library"] is not None  # that build starts in two calls and returns its exit code
         memory, start = exports["memory"], exports["run" if reactor else "_start"]
