@@ -3,22 +3,42 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import socket
 
 import uvicorn
+from fastapi import FastAPI
 
 from controlplane.app import create_app
 from controlplane.config import Settings
+from controlplane.engine import Engine
 
 KEEP_ALIVE_SECONDS = 75
 STOP_SECONDS = 2
+STARTUP_FAILED = 3
+
+
+class _Server(uvicorn.Server):
+    """Ends long polls and event streams first: what they told is durable, and their readers come back."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+        super().__init__(config)
+        self._app = app
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        engine: Engine = self._app.state.services.engine
+        engine.inventory.close()
+        engine.controller.hub.close()
+        await super().shutdown(sockets)
 
 
 def main() -> None:
     """Serve until SIGTERM or SIGINT."""
     _usage().parse_args()
     settings = Settings()
-    uvicorn.run(
-        create_app(settings),
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
         host=settings.host,
         port=settings.port,
         loop="uvloop",
@@ -28,9 +48,13 @@ def main() -> None:
         log_level="warning",
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        # Long polls and event streams are cut then: what they told is durable, and clients resume.
         timeout_graceful_shutdown=STOP_SECONDS,
     )
+    server = _Server(config, app)
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run()
+    if not server.started:
+        raise SystemExit(STARTUP_FAILED)
 
 
 def _usage() -> argparse.ArgumentParser:

@@ -9,8 +9,8 @@ from typing import Any
 
 import msgspec
 
-DEPTH_SPARE = 400
-"""Levels of nesting that a reader has left for its own messages around the value."""
+LEVELS_MOST = 256
+"""Levels of nesting: far below what any reader on the way takes, whatever its interpreter's own limit is."""
 
 
 class Unsendable(ValueError):
@@ -21,14 +21,24 @@ def encoded_bytes(value: Any) -> int:
     """How many bytes ``value`` takes as JSON. Raises ``Unsendable``."""
     try:
         data = msgspec.json.encode(value)
-        msgspec.json.decode(b"[" * DEPTH_SPARE + data + b"]" * DEPTH_SPARE)
+        if data.count(b"[") + data.count(b"{") > LEVELS_MOST and _levels(msgspec.json.decode(data)) > LEVELS_MOST:
+            raise RecursionError
     except UnicodeError:
         raise Unsendable("it contains text that is not Unicode (a lone surrogate)") from None
     except RecursionError:
-        raise Unsendable("it is nested too deeply") from None
+        raise Unsendable(f"it is nested more than {LEVELS_MOST} levels deep") from None
     except (TypeError, ValueError, OverflowError) as error:
         raise Unsendable(f"it is not plain JSON ({type(error).__name__})") from None
     return len(data)
+
+
+def _levels(value: Any) -> int:
+    """How deep lists and objects go: 0 for a plain value."""
+    levels, layer = 0, [value]
+    while layer := [one for one in layer if isinstance(one, (list, dict))]:
+        levels += 1
+        layer = [inner for one in layer for inner in (one.values() if isinstance(one, dict) else one)]
+    return levels
 
 
 def plain(text: str) -> str:

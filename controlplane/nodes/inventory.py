@@ -201,6 +201,13 @@ class Inventory:
     def __init__(self) -> None:
         self.nodes: dict[str, Node] = {}
         self.changed = asyncio.Event()
+        self.closing = False
+
+    def close(self) -> None:
+        """End parked polls: the process stops."""
+        self.closing = True
+        for node in self.nodes.values():
+            node.wake.set()
 
     def add(self, node: Node) -> None:
         """A node registered (again)."""

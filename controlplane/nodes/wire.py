@@ -170,7 +170,10 @@ async def pull(request: Request) -> Response:
     most = min(message.max, BATCH_MOST)
     if message.lane == "work":
         deadline = time.monotonic() + min(message.wait_seconds, WAIT_MOST)
-        while not node.outbox and not node.directives and (left := deadline - time.monotonic()) > 0:
+        while (
+            not (node.outbox or node.directives or engine.inventory.closing)
+            and (left := deadline - time.monotonic()) > 0
+        ):
             node.wake.clear()
             try:
                 await asyncio.wait_for(node.wake.wait(), left)

@@ -21,7 +21,7 @@ async def event_stream(
     """Everything after ``after``, then what comes. Progress is live only and carries the last event's id."""
     shown: dict[str, Mapping[str, Any]] = {}
     async with hub.subscribe(run_id) as news:
-        while True:
+        while not hub.closing:
             position = after
             events = news.since(position)
             status: str | None = "running"

@@ -66,6 +66,14 @@ class Hub:
     def __init__(self) -> None:
         self._readers: dict[str, set[Subscription]] = {}
         self._live: dict[str, dict[str, dict[str, Any]]] = {}
+        self.closing = False
+
+    def close(self) -> None:
+        """End every stream: the process stops, and readers resume at the next one."""
+        self.closing = True
+        for readers in self._readers.values():
+            for reader in readers:
+                reader.news()
 
     @asynccontextmanager
     async def subscribe(self, run_id: str) -> AsyncIterator[Subscription]:

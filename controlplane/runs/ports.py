@@ -23,6 +23,9 @@ class Subscription(Protocol):
 class Hub(Protocol):
     """Where the engine says that runs have news."""
 
+    closing: bool
+    """The process stops: streams end."""
+
     def subscribe(self, run_id: str) -> AbstractAsyncContextManager[Subscription]:
         """Wakes for one run."""
 

@@ -35,6 +35,8 @@ TOOL = {
 class QuietHub:
     """Never has news: what a stream shows comes from the journal."""
 
+    closing = False
+
     @asynccontextmanager
     async def subscribe(self, run_id: str) -> AsyncIterator[QuietHub]:
         yield self
