@@ -24,7 +24,7 @@ from controlplane.runs.hub import Hub
 from controlplane.runs.journal import Journal, JournalFailed
 from controlplane.runs.state import RunState, StepState, error_value
 from controlplane.runs.transitions import Machine, Outcome
-from controlplane.store import Write, encoded, insert, upsert
+from controlplane.store import Write, insert, upsert
 from controlplane.tables import CallRow, DecisionRow
 from dataplane.protocol import Directive
 
@@ -205,28 +205,8 @@ class Controller:
 
 def decision_write(tenant: str, decision: Decision, run: str | None, path: str, partition: int, now_ns: int) -> Write:
     """The decision log's row, for the commit of what was decided."""
-    shown = decision.to_json()
-    return insert(
-        DecisionRow,
-        {
-            "tenant": tenant,
-            "partition": partition,
-            "id": decision.id,
-            "v": 1,
-            "run": run,
-            "path": path,
-            "entry": decision.entry.value,
-            "allow": decision.allow,
-            "reasons": encoded(shown["reasons"]),
-            "obligations": encoded(shown["obligations"]),
-            "revision": decision.revision,
-            "engine": decision.engine,
-            "input_digest": decision.input_digest,
-            "input": encoded(shown["input"]),
-            "failure": decision.failure,
-            "at_ns": now_ns,
-        },
-    )
+    place = {"tenant": tenant, "partition": partition, "v": 1, "run": run, "path": path, "at_ns": now_ns}
+    return insert(DecisionRow, place | decision.log_row())
 
 
 def call_write(run: RunState, step: StepState, row: dict[str, Any]) -> Write:
