@@ -35,10 +35,11 @@ from controlplane.secrets.broker import SecretBroker, SecretUnavailable
 from controlplane.store import Store
 from controlplane.tables import NodeRow
 from controlplane.tools.registry import ToolRegistry
-from dataplane.protocol import Assignment, Register
+from dataplane.protocol import Register
 
 log = structlog.get_logger(__name__)
 RELOAD_SECONDS = 1.0
+RELOAD_MOST_SECONDS = 300.0
 
 
 @dataclass(kw_only=True)
@@ -54,7 +55,9 @@ class Engine:
     dispatcher: Dispatcher
     gateway: Gateway
     service: RunService
-    reloading: set[str]
+    reloading: dict[str, float]
+    """Runs to take from the database again -> when, by the monotonic clock."""
+    tries: dict[str, int]
 
     async def recover(self) -> None:
         """Nodes, then every open run."""
@@ -80,7 +83,7 @@ class Engine:
                 await self.load(run_id)
             except Exception:  # one run that cannot be read must not keep the others from going on
                 log.exception("a run was not recovered; it is tried again", run=run_id)
-                self.reloading.add(run_id)
+                self.reload(run_id)
 
     async def load(self, run_id: str) -> None:
         """Take one open run into memory and let it go on."""
@@ -124,21 +127,15 @@ class Engine:
             one = prepare(run, step, pinned, self.dispatcher.tools, time.time_ns())
             http = await self.dispatcher.lease(run.tenant, one.call)
         except (WorkRefused, SecretUnavailable) as refused:
-            log.warning("an attempt cannot be sent again", attempt=attempt, why=str(refused))
+            # What it needs has changed while nobody looked: dispatching it anew fails it with the reason.
+            why = str(refused)
+            self.controller.apply(run, lambda machine: machine.lost(step, "node_lost", why))
+            return
+        if self.controller.current(attempt, step.fence) is None:
             return
         if one.code is not None and step.tier is not None:
             one.code.sandbox.tier = step.tier
-        assignment = Assignment(
-            attempt=attempt,
-            fence=step.fence,
-            run=run.id,
-            path=step.path,
-            number=step.number,
-            wall_seconds=one.wall_seconds,
-            code=one.code,
-            call=one.call.performance(http) if one.call is not None else None,
-            requires=["freeze", "tool_gateway"] if one.code is not None else [],
-        )
+        assignment = one.assignment(step, attempt, step.fence, step.number, http)
         demand = one.demand
         node.assign(
             Reservation(
@@ -155,24 +152,39 @@ class Engine:
     async def reap_nodes(self) -> None:
         """Declare silent nodes lost when their lease is over."""
         settings = self.settings
+        pause = min(0.5, settings.lease_seconds / 4)
+        looked = time.monotonic()
         while True:
-            await asyncio.sleep(min(0.5, settings.lease_seconds / 4))
+            await asyncio.sleep(pause)
+            now = time.monotonic()
+            if now - looked > 4 * pause:
+                # It was this process that stood still: what the nodes said meanwhile has not been read yet.
+                for node in self.inventory.nodes.values():
+                    node.last_seen += now - looked
+            looked = now
             for node in list(self.inventory.expired(settings.lease_seconds, settings.hold_seconds)):
                 node.lost = True
                 log.warning("node lost", node=node.id, name=node.name)
                 self.controller.node_gone(node.id, "node_lost", f"node {node.name} did not answer for its lease")
 
+    def reload(self, run_id: str) -> None:
+        """Take a run whose transition was not stored from the database again, later each time that fails."""
+        tries = self.tries[run_id] = self.tries.get(run_id, 0) + 1
+        self.reloading[run_id] = time.monotonic() + min(RELOAD_MOST_SECONDS, RELOAD_SECONDS * 2.0 ** (tries - 1))
+
     async def reload_parked(self) -> None:
-        """Take runs whose transition was not stored from the database again, until it works."""
+        """Load parked runs when they are due, until it works."""
         while True:
             await asyncio.sleep(RELOAD_SECONDS)
-            for run_id in list(self.reloading):
-                self.reloading.discard(run_id)
+            for run_id in [one for one, due in self.reloading.items() if due <= time.monotonic()]:
+                del self.reloading[run_id]
                 try:
                     await self.load(run_id)
+                    if run_id not in self.controller.runs:
+                        self.tries.pop(run_id, None)
                 except Exception:
                     log.exception("reloading failed", run=run_id)
-                    self.reloading.add(run_id)
+                    self.reload(run_id)
 
 
 @asynccontextmanager
@@ -200,9 +212,10 @@ async def engine(
         dispatcher=dispatcher,
         gateway=Gateway(controller, dispatcher),
         service=RunService(controller, enforcer, tools, inventory, hub, broker),
-        reloading=set(),
+        reloading={},
+        tries={},
     )
-    controller.reload = parts.reloading.add
+    controller.reload = parts.reload
     try:
         await parts.recover()
         loops = (

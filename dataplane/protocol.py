@@ -167,7 +167,6 @@ class Assignment(Wire):
     code: CodeWork | None = None
     call: Performance | None = None
     requires: list[str] = []
-    grant_revision: str = ""
     v: int = 1
 
 
@@ -221,11 +220,15 @@ class Report(Wire):
 
 
 class Ack(Wire):
-    """The answer to one element. ``stale``: the fence is no longer current, drop the work."""
+    """The answer to one element. ``stale``: the fence is no longer current, drop the work.
+
+    ``stored_bytes`` goes with the refusal of output that leaves a gap: go on from there.
+    """
 
     ok: bool
     stale: bool = False
     message: str = ""
+    stored_bytes: int | None = None
 
 
 class PullRequest(Wire):

@@ -27,7 +27,7 @@ from controlplane.runs.work import Prepared, ToolCall, WorkRefused, prepare, sta
 from controlplane.secrets.broker import SecretBroker, SecretUnavailable
 from controlplane.store import Write
 from controlplane.tools.registry import ToolRegistry
-from dataplane.protocol import Assignment, HttpCall, SecretLease
+from dataplane.protocol import HttpCall, SecretLease
 from scheduler.explanation import ReasonCode
 from scheduler.planner import Placement, Plan, Waiting, plan
 
@@ -91,6 +91,8 @@ class Dispatcher:
             ]
             self._starved = heapq.nsmallest(STARVING_MOST, starved, key=lambda pair: pair[1].unplaced_ns or 0)
             self._starved_ns = now_ns
+            # Steps of runs that ended meanwhile wait for nothing.
+            self.waiting = {key: pair for key, pair in self.waiting.items() if self._open(*pair)}
         return self._starved
 
     async def _dispatch(self, batch: Sequence[tuple[RunState, StepState]]) -> None:
@@ -105,6 +107,9 @@ class Dispatcher:
                 prepared.append(prepare(run, step, self.controller.pinned.get(run.id, {}), self.tools, now_ns))
             except WorkRefused as refused:
                 self._fail(run, step, refused.error)
+            except Exception as defect:  # of ours: it must cost this step only
+                log.exception("a step could not be prepared", run=run.id, path=step.path)
+                self._fail(run, step, error_value("tool", f"the control plane could not prepare it: {defect!r}"[:500]))
         if prepared:
             placed = self._place(prepared)
             await self._authorize(placed)
@@ -195,18 +200,7 @@ class Dispatcher:
         if one.code is not None and placement.tier is not None:
             one.code.sandbox.tier = placement.tier
         step.placement = msgspec.Raw(placement.explanation.text)
-        assignment = Assignment(
-            attempt=attempt,
-            fence=step.fence + 1,
-            run=run.id,
-            path=step.path,
-            number=step.number + 1,
-            wall_seconds=one.wall_seconds,
-            code=one.code,
-            call=one.call.performance(http) if one.call is not None else None,
-            requires=["freeze", "tool_gateway"] if one.code is not None else [],
-            grant_revision=decisions[0].revision if decisions else "",
-        )
+        assignment = one.assignment(step, attempt, step.fence + 1, step.number + 1, http)
         demand = one.demand
         node.assign(
             Reservation(
@@ -222,6 +216,7 @@ class Dispatcher:
             if error is None:
                 node.publish(assignment)
             else:
+                self.controller.attempts.pop(attempt, None)
                 self.inventory.release(node.id, attempt)
 
         self.controller.apply(run, assigned, writes=writes, done=done)

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from controlplane.runs.state import Frame, RunState, StepState, error_value
 from controlplane.store import canonical
 from controlplane.workflows.expressions import ExpressionFailed
-from controlplane.workflows.graph import Block
+from controlplane.workflows.graph import Block, CompiledStep
 from controlplane.workflows.quantities import parse_duration
+from controlplane.workflows.scope import UnknownName
 from controlplane.workflows.spec import Verb
 
 SECOND = 1_000_000_000
+WAIT_MOST_NS = 3_660 * 86_400 * SECOND
 
 
 class ControlVerbs(ABC):
@@ -117,8 +119,6 @@ class ControlVerbs(ABC):
             return
         if owner.spec.verb is Verb.MAP:
             self._map_frame_done(owner, frame)
-        elif "timed_out" in owner.detail:
-            self.fail(owner, error_value("timeout", owner.detail["timed_out"], retryable=True))
         elif frame.failure is not None:
             self.fail(owner, caused(frame.failure))
         elif frame.cancelled:
@@ -127,7 +127,8 @@ class ControlVerbs(ABC):
             self.complete(owner, frame.outputs())
 
     def _map_frame_done(self, owner: StepState, frame: Frame) -> None:
-        owner.done_items += 1
+        if owner.frames.get(frame.index) is not frame:
+            return  # counted already: cancelling its last sibling ended the frame before the failing step did
         settings = owner.spec.spec.map
         tolerate = 0.0 if settings is None else settings.tolerate
         if frame.failure is not None:
@@ -145,13 +146,11 @@ class ControlVerbs(ABC):
         stopping = frame.cancelled and frame.failure is None
         if owner.terminal:
             return
-        if "failed" not in owner.detail and "timed_out" not in owner.detail and not stopping:
+        if "failed" not in owner.detail and not stopping:
             self.fill_map(owner)
         if owner.frames:
             return
-        if "timed_out" in owner.detail:
-            self.fail(owner, error_value("timeout", owner.detail["timed_out"], retryable=True))
-        elif "failed" in owner.detail:
+        if "failed" in owner.detail:
             self.fail(owner, caused(owner.detail["failed"]))
         elif stopping:
             self.close_cancelled(owner, "cancelled")
@@ -166,11 +165,13 @@ class ControlVerbs(ABC):
                 instant = datetime.fromisoformat(str(fields["until"].render(scope)))
                 if instant.tzinfo is None:
                     raise ValueError("an instant needs an offset, for example 2026-01-31T12:00:00Z")
-                due = int(instant.astimezone(UTC).timestamp() * SECOND)
+                due = int(instant.timestamp() * SECOND)
             else:
                 due = self.now_ns + int(parse_duration(fields["duration"].render(scope)) * SECOND)
-        except ValueError as wrong:
+        except (ValueError, OverflowError) as wrong:
             raise ExpressionFailed(str(wrong), f"{step.spec.pointer}/wait") from wrong
+        if due - self.now_ns > WAIT_MOST_NS:
+            raise ExpressionFailed("a wait ends within ten years", f"{step.spec.pointer}/wait")
         self.wake(step, max(due, self.now_ns))
 
     def _begin_approval(self, step: StepState) -> None:
@@ -243,16 +244,26 @@ def caused(failure: dict[str, Any]) -> dict[str, Any]:
 
 
 def gate_digest(frame: Frame, gate: str) -> str:
-    """What an approval freezes of a gated step: its definition and its inputs as they resolve now.
+    """What an approval freezes of a gated step: its definition, and all that it or a step below it reads from outside.
 
-    A field that cannot be resolved yet (it needs a step that comes after the approval) counts by its definition.
+    What has no value yet (a step that comes after the approval, an item of its own map) counts as such.
     """
     spec = frame.block.steps[frame.block.by_id[gate]]
-    resolved: dict[str, Any] = {}
-    for name, template in sorted(spec.fields.items()):
+    read: dict[str, Any] = {}
+    for name in sorted(names_read(spec)):
         try:
-            resolved[name] = template.render(frame.scope)
-        except ExpressionFailed as failed:
-            resolved[name] = {"unresolved": str(failed)}
+            read[name] = {"value": frame.scope.lookup(name)}
+        except UnknownName:
+            read[name] = {}
     definition = spec.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
-    return hashlib.sha256(canonical([definition, resolved]).encode()).hexdigest()
+    return hashlib.sha256(canonical([definition, read]).encode()).hexdigest()
+
+
+def names_read(spec: CompiledStep) -> set[str]:
+    """Flat names that a step and all steps below it read."""
+    own = (*spec.fields.values(), *spec.near, *(one for one in (spec.key, spec.when) if one is not None))
+    names = {name for template in own for name in template.variables}
+    for block in (spec.body, spec.otherwise):
+        for below in block.steps if block is not None else ():
+            names |= names_read(below)
+    return names

@@ -19,10 +19,9 @@ import structlog
 
 from controlplane.authorization.values import Decision
 from controlplane.nodes.inventory import Inventory
-from controlplane.runs import labels
 from controlplane.runs.hub import Hub
 from controlplane.runs.journal import Journal, JournalFailed
-from controlplane.runs.state import RunState, StepState, error_value
+from controlplane.runs.state import RunState, StepState
 from controlplane.runs.transitions import Machine, Outcome
 from controlplane.store import Write, insert, upsert
 from controlplane.tables import CallRow, DecisionRow
@@ -59,14 +58,21 @@ class Controller:
         writes: Sequence[Write] = (),
         done: Decided | None = None,
     ) -> Outcome:
-        """One transition: decide in memory now, commit in the background, act after the commit."""
+        """One transition: decide in memory now, commit in the background, act after the commit.
+
+        A transition that breaks, and one of a run that is parked, is not stored: ``done`` gets ``JournalFailed``.
+        """
+        if run.parked is not None:
+            return self._not_applied(done, "the run is being taken from the database again")
         machine = Machine(run=run, now_ns=time.time_ns())
         machine.more.extend(writes)
-        act(machine)
-        for step in machine.dirty.values():
-            if step.status == "completed" and not step.labels:
-                step.labels = labels.of_step(step)
-        outcome = machine.outcome()
+        try:
+            act(machine)
+            outcome = machine.outcome()
+        except Exception as defect:  # of ours: memory may be half changed, and only this run's
+            log.exception("a transition broke", run=run.id)
+            self._park(run, defect)
+            return self._not_applied(done, f"the transition broke: {defect!r}")
         for step in machine.dirty.values():
             if step.terminal and step.attempt is not None:
                 self.attempts.pop(step.attempt, None)
@@ -75,6 +81,28 @@ class Controller:
         self._queue(run, outcome, done)
         self.dispatch(run, outcome.dispatch)
         return outcome
+
+    def _not_applied(self, done: Decided | None, why: str) -> Outcome:
+        if done is not None:
+            done(JournalFailed(why))
+        return Outcome(writes=[], events=[], dispatch=[], cancels=[], timers=[], finished=False)
+
+    async def begin(self, run: RunState, pinned: dict[str, str], writes: Sequence[Write]) -> None:
+        """A new run: stored, then started, also if nobody waits for it any more. Raises ``JournalFailed``."""
+        self.runs[run.id], self.pinned[run.id] = run, pinned
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def stored(error: BaseException | None) -> None:
+            if error is None:
+                self.apply(run, lambda machine: machine.start())
+            else:
+                self.runs.pop(run.id, None)
+                self.pinned.pop(run.id, None)
+            if not future.done():
+                future.set_result(None) if error is None else future.set_exception(error)
+
+        self.journal.append(writes, stored)
+        await future
 
     def dispatch(self, run: RunState, steps: Sequence[StepState]) -> None:
         """Put ready steps in line for the dispatcher."""
@@ -197,10 +225,6 @@ class Controller:
                 del self.attempts[attempt]
                 self.apply(run, lambda machine, step=step: machine.lost(step, kind, message))  # type: ignore[misc]
         self.inventory.changed.set()
-
-    def fail_step(self, run: RunState, step: StepState, kind: str, message: str) -> None:
-        """A step's failure that is not a node's report."""
-        self.apply(run, lambda machine: machine.fail(step, error_value(kind, message)))
 
 
 def decision_write(tenant: str, decision: Decision, run: str | None, path: str, partition: int, now_ns: int) -> Write:

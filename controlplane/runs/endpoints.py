@@ -9,7 +9,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from controlplane.dependencies import Approver, Reader, RunId, Runner, ServicesDep, StepPath
-from controlplane.errors import field_problem, forbidden, invalid_input, invalid_request, not_found
+from controlplane.errors import field_problem, forbidden, invalid_input, invalid_request, not_found, not_stored
 from controlplane.identity import Principal
 from controlplane.ids import new_id
 from controlplane.pages import LIMIT_MAX, Cursor, Limit
@@ -179,8 +179,11 @@ async def get_logs(
 async def cancel_run(run_id: RunId, principal: Runner, services: ServicesDep, body: CancelRequest | None = None) -> Any:
     """Begin to cancel; follow the events for the end."""
     await _must_exist(services, principal, run_id)
-    await services.runs.cancel(principal, run_id, body.reason if body else "")
-    return await _run(services, principal, run_id)
+    begun = await services.runs.cancel(principal, run_id, body.reason if body else "")
+    shown = await _run(services, principal, run_id)
+    if not begun and shown["status"] not in queries.TERMINAL:
+        raise not_stored()
+    return shown
 
 
 @router.post("/{run_id}/steps/{path:path}:approve")

@@ -97,7 +97,7 @@ class Journal:
     def _commit(self, connection: sqlite3.Connection, batch: list[_Entry]) -> list[tuple[_Entry, BaseException | None]]:
         try:
             _transaction(connection, batch)
-        except sqlite3.Error as error:
+        except Exception as error:  # a value the database will not take must not end the writer
             if len(batch) == 1:
                 log.error("a transition was not stored", error=str(error))
                 return [(batch[0], JournalFailed(f"not stored: {error}"))]
@@ -130,7 +130,7 @@ def _transaction(connection: sqlite3.Connection, batch: list[_Entry]) -> None:
             if connection.executemany(sql, rows).rowcount != len(rows) and not sql.startswith("DELETE"):
                 raise sqlite3.IntegrityError("the row changed since the transition was decided")
         connection.execute("COMMIT")
-    except sqlite3.Error:
+    except BaseException:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise

@@ -53,8 +53,8 @@ class RunCommands(Protocol):
     async def validate(self, principal: Principal, document: dict[str, Any], input: Any) -> dict[str, Any]:
         """What would happen; nothing does."""
 
-    async def cancel(self, principal: Principal, run_id: str, reason: str) -> None:
-        """Begin to cancel; a finished run stays as it is."""
+    async def cancel(self, principal: Principal, run_id: str, reason: str) -> bool:
+        """Begin to cancel; ``False`` if nothing was begun: at its end, or not to be had at this moment."""
 
     async def decide_approval(self, principal: Principal, run_id: str, path: str, approve: bool, comment: str) -> None:
         """Answer a waiting approval."""

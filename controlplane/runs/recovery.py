@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 from sqlmodel import Session, col, select
 
+from controlplane.runs import labels
 from controlplane.runs.control import map_frame
 from controlplane.runs.state import RUN_TERMINAL, CallState, Frame, RunState, StepState
 from controlplane.tables import CallRow, EventRow, PrincipalRow, RunDefinitionRow, RunRow, StepRow
@@ -49,7 +50,10 @@ def load(session: Session, tenant: str, run_id: str) -> tuple[RunState, dict[str
     run.seq, run.status = head.seq, head.status
     run.decisions, run.denied, run.labels = head.decisions, head.denied, json.loads(head.labels)
     if run.status == "cancelling":
-        run.cancel_reason = "cancelled"
+        asked = select(EventRow.data).where(
+            EventRow.tenant == tenant, EventRow.run == run_id, EventRow.type == "run.cancelling"
+        )
+        run.cancel_reason = json.loads(session.exec(asked).first() or "{}").get("reason")
     newest = select(EventRow.seq).where(EventRow.tenant == tenant, EventRow.run == run_id)
     run.events = session.exec(newest.order_by(col(EventRow.seq).desc()).limit(1)).first() or 0
     rows = session.exec(select(StepRow).where(StepRow.tenant == tenant, StepRow.run == run_id)).all()
@@ -65,11 +69,11 @@ class _Rebuild:
     def __init__(self, run: RunState, rows: dict[str, StepRow]) -> None:
         self.run = run
         self.rows = rows
-        self.started = {path for path in rows}
         self.prefixes = {path[: match.end()] for path in rows for match in _INDEX.finditer(path)}
 
-    def frame(self, frame: Frame) -> None:
+    def frame(self, frame: Frame, *, cancelled: bool = False) -> None:
         """Fill a frame from rows, in order, so that each step sees the scope it had."""
+        frame.cancelled = cancelled or self.run.status == "cancelling"
         for spec in frame.block.steps:
             step = StepState(path=frame.prefix + spec.id, spec=spec, frame=frame)
             frame.steps[spec.id] = step
@@ -87,23 +91,21 @@ class _Rebuild:
                     frame.cancelled = True
         for step in list(frame.steps.values()):
             if row_is_open_control(step):
-                self._below(step)
-        if self.run.status == "cancelling":
-            frame.cancelled = True
+                self._below(step, cancelled=frame.cancelled)
 
-    def _below(self, step: StepState) -> None:
+    def _below(self, step: StepState, *, cancelled: bool) -> None:
         spec = step.spec
         if spec.verb is Verb.MAP:
-            self._map(step)
+            self._map(step, cancelled=cancelled or "failed" in step.detail)
             return
         block = spec.otherwise if step.detail.get("branch") == "else" else spec.body
         if block is None:
             return
         frame = Frame(block=block, prefix=f"{step.path}/", owner=step, index=-1, scope=step.frame.scope)
         step.frames[-1] = frame
-        self.frame(frame)
+        self.frame(frame, cancelled=cancelled)
 
-    def _map(self, step: StepState) -> None:
+    def _map(self, step: StepState, *, cancelled: bool) -> None:
         step.items = step.spec.fields["over"].render(step.frame.scope)
         step.results = [None] * len(step.items)
         width = 1 if step.spec.spec.map is None else step.spec.spec.map.concurrency
@@ -111,17 +113,17 @@ class _Rebuild:
             prefix = f"{step.path}[{index}]/"
             begun = prefix in self.prefixes
             full = len(step.frames) >= width or index > step.next_item
-            if not begun and (full or "failed" in step.detail or "timed_out" in step.detail):
+            if not begun and (full or cancelled):
                 break
             frame = map_frame(step, index)
-            self.frame(frame)
+            self.frame(frame, cancelled=cancelled)
             step.next_item = index + 1
             if frame.unfinished:
                 step.frames[index] = frame
                 continue
-            step.done_items += 1
             for below in frame.steps.values():
                 self.run.steps.pop(below.path, None)
+            step.labels = labels.join(step.labels, *(below.labels for below in frame.steps.values()))
             if frame.failure is not None:
                 step.failed_items += 1
                 step.results[index] = {"error": frame.failure}

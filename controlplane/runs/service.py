@@ -17,14 +17,16 @@ from controlplane.runs.controller import Controller, decision_write
 from controlplane.runs.hub import Hub
 from controlplane.runs.state import RunState
 from controlplane.runs.transitions import Machine, event_write
+from controlplane.runs.work import demand_of
 from controlplane.secrets.broker import SecretBroker
 from controlplane.store import Write, canonical, insert
 from controlplane.tables import RunDefinitionRow, RunRow, partition_of
 from controlplane.tools.registry import ToolRegistry, match
+from controlplane.workflows.expressions import Scope
 from controlplane.workflows.graph import CompiledStep, CompiledWorkflow, compile_workflow
 from controlplane.workflows.problem_values import Problem, WorkflowInvalid
 from controlplane.workflows.spec import Verb
-from scheduler.demand import DataNeed, Demand
+from scheduler.demand import DataNeed
 from scheduler.planner import plan
 
 
@@ -79,10 +81,7 @@ class RunService:
         )
         writes = self._birth(run, definition, pinned, now)
         writes.append(decision_write(run.tenant, decision, run_id, "", run.partition, now))
-        self.controller.runs[run_id] = run
-        self.controller.pinned[run_id] = pinned
-        await self.controller.journal.write(writes)
-        self.controller.apply(run, lambda machine: machine.start())
+        await self.controller.begin(run, pinned, writes)
 
     def _birth(self, run: RunState, definition: dict[str, Any], pinned: Mapping[str, str], now: int) -> list[Write]:
         run.events = 1
@@ -142,7 +141,7 @@ class RunService:
         for step in questions.walk(compiled.root):
             if step.verb not in (Verb.CODE, Verb.TOOL):
                 continue
-            demand = _demand(step)
+            demand = demand_of(step, _pins(step), ())
             found = plan(self.inventory.snapshot(sandboxes=step.verb is Verb.CODE), [demand])
             one: dict[str, Any] = {"path": step.pointer, "id": step.id, "tier": None, "node": None, "waiting": []}
             for placed in found.placements:
@@ -155,11 +154,13 @@ class RunService:
             shown.append(one)
         return shown
 
-    async def cancel(self, principal: Principal, run_id: str, reason: str) -> None:
-        """Begin to cancel; a finished run stays as it is."""
+    async def cancel(self, principal: Principal, run_id: str, reason: str) -> bool:
+        """Begin to cancel; ``False`` if the run is not in memory: at its end, or being read from the database again."""
         run = self.controller.runs.get(run_id)
-        if run is not None and run.tenant == principal.tenant:
-            await self.controller.applied(run, lambda machine: machine.cancel(reason or f"by {principal.name}"))
+        if run is None or run.tenant != principal.tenant:
+            return False
+        await self.controller.applied(run, lambda machine: machine.cancel(reason or f"by {principal.name}"))
+        return True
 
     async def decide_approval(self, principal: Principal, run_id: str, path: str, approve: bool, comment: str) -> None:
         """Answer a waiting approval. Raises: ApiError forbidden, conflict, not-found."""
@@ -177,6 +178,7 @@ class RunService:
             raise forbidden("approve", f"This approval is for {', '.join(by)}.")
         decided = step.detail.get("decided")
         if decided is not None and decided["approved"] == approve:
+            await self.controller.applied(run, lambda machine: None)  # durable, too, when this answers
             return
         if step.status != "waiting":
             raise conflict(f"The approval is {step.status}; it cannot be decided any more.")
@@ -237,30 +239,15 @@ class RunService:
         await self.controller.journal.write([write])
 
 
-def _demand(step: CompiledStep) -> Demand:
-    wanted = step.resources
-    literal = [one for name, template in step.fields.items() if name == "inputs" for one in _data(template)]
-    code = step.verb is Verb.CODE
-    return Demand(
-        id=step.pointer,
-        tier=step.sandbox.tier if code else None,
-        image=step.sandbox.image if code else None,
-        cpu_milli=wanted.cpu_milli,
-        memory_bytes=wanted.memory_bytes,
-        gpu=wanted.gpu,
-        gpu_memory_bytes=wanted.gpu_memory_bytes,
-        labels=wanted.labels,
-        inputs=tuple(DataNeed(key=name, pinned=True) for name in literal),
-        tiers_allowed=("jail",) if code and step.spec.code is not None and step.spec.code.shell is not None else (),
-    )
-
-
-def _data(template: Any) -> list[str]:
-    if not template.is_literal:
-        return []
-    value = template.render(None)
+def _pins(step: CompiledStep) -> tuple[DataNeed, ...]:
+    """Roots that literal inputs name."""
+    template = step.fields.get("inputs")
+    if template is None or not template.is_literal:
+        return ()
+    value = template.render(Scope.root(None, {}))
     found = value.values() if isinstance(value, dict) else []
-    return ["data://" + one.split("/")[2] for one in found if isinstance(one, str) and one.startswith("data://")]
+    names = ["data://" + one.split("/")[2] for one in found if isinstance(one, str) and one.startswith("data://")]
+    return tuple(DataNeed(key=name, pinned=True) for name in names)
 
 
 def _problem(problem: Problem) -> dict[str, Any]:

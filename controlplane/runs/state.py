@@ -7,7 +7,6 @@ It is rebuilt from rows after a restart (``recovery``), so everything that canno
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,7 +70,6 @@ class StepState:
     items: list[Any] = field(default_factory=list)
     results: list[Any] = field(default_factory=list)
     next_item: int = 0
-    done_items: int = 0
     failed_items: int = 0
     calls: dict[str, CallState] = field(default_factory=dict)
 
@@ -133,10 +131,6 @@ class RunState:
     @property
     def terminal(self) -> bool:
         return self.status in RUN_TERMINAL
-
-    def live_steps(self) -> Iterator[StepState]:
-        """Steps that are not at their end."""
-        return (step for step in self.steps.values() if not step.terminal)
 
 
 def error_value(kind: str, message: str, **more: Any) -> dict[str, Any]:

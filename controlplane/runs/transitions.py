@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from controlplane.runs import labels
 from controlplane.runs.control import ControlVerbs
 from controlplane.runs.state import Frame, RunState, StepState, error_value, step_write
 from controlplane.store import Write, encoded, insert
@@ -130,7 +131,8 @@ class Machine(ControlVerbs):
 
     def wait_for(self, step: StepState, reasons: list[dict[str, Any]], placement: msgspec.Raw | None) -> None:
         """The step cannot go on now and says why; ``dispatch`` tries it again."""
-        if step.status == "waiting" and step.detail.get("waiting") == reasons:
+        known = [one["code"] for one in step.detail.get("waiting", ())]
+        if step.status == "waiting" and known == [one["code"] for one in reasons]:
             return
         step.status = "waiting"
         step.detail["waiting"] = reasons
@@ -162,8 +164,6 @@ class Machine(ControlVerbs):
             self.complete(step, None)
         elif step.spec.verb is Verb.APPROVE:
             self.fail(step, error_value("rejected", "nobody decided before the approval expired"))
-        else:
-            self._time_out(step)
         self.settle()
 
     # -- walking ---------------------------------------------------------------------------------------------------
@@ -208,8 +208,6 @@ class Machine(ControlVerbs):
             if not self.approved(step):
                 return
             step.started_ns = self.now_ns
-            if spec.timeout_seconds is not None and spec.verb not in (Verb.CODE, Verb.TOOL, Verb.WAIT, Verb.APPROVE):
-                self.wake(step, self.now_ns + int(spec.timeout_seconds * SECOND))
             if spec.verb in (Verb.CODE, Verb.TOOL):
                 step.status = "ready"
                 self.dispatch.append(step)
@@ -222,6 +220,7 @@ class Machine(ControlVerbs):
         if step.terminal:
             return
         step.status, step.output, step.error, step.finished_ns = status, output, error, self.now_ns
+        step.labels = labels.join(labels.of_step(step), step.labels)
         step.due_ns = None
         step.cancelling = False
         self.touch(step)
@@ -245,6 +244,8 @@ class Machine(ControlVerbs):
 
     def forget(self, frame: Frame) -> None:
         """Steps of a finished frame are in the database; their parent's output is what later steps see."""
+        if frame.owner is not None:
+            frame.owner.labels = labels.join(frame.owner.labels, *(step.labels for step in frame.steps.values()))
         for step in frame.steps.values():
             self.run.steps.pop(step.path, None)
         if frame.owner is not None:
@@ -271,16 +272,6 @@ class Machine(ControlVerbs):
             step.detail["cancelling"] = reason
             self.touch(step)
             self.cancels.append(Cancel(step.node or "", step.attempt or "", step.fence, reason))
-
-    def _time_out(self, step: StepState) -> None:
-        message = f"{step.path} ran longer than its timeout of {step.spec.timeout_seconds:g} s"
-        if step.frames:
-            step.detail["timed_out"] = message
-            self.touch(step)
-            for below in list(step.frames.values()):
-                self.cancel_frame(below, message)
-        else:
-            self.fail(step, error_value("timeout", message, retryable=True))
 
     def _rest(self, step: StepState, seconds: float, kind: str, data: dict[str, Any]) -> None:
         step.status = "waiting"

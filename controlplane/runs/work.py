@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from controlplane.authorization.values import Question
 from controlplane.runs import labels, questions
@@ -14,9 +14,11 @@ from controlplane.runs.state import RunState, StepState, error_value
 from controlplane.store import canonical
 from controlplane.tools.registry import Tool, ToolRegistry, check_args, resolve_http
 from controlplane.tools.requests import ArgumentsRefused
+from controlplane.workflows.addresses import refuse_address
+from controlplane.workflows.compiled import CompiledStep
 from controlplane.workflows.expressions import ExpressionFailed
 from controlplane.workflows.spec import Verb
-from dataplane.protocol import BuiltinCall, CodeWork, HttpCall, InputGrant, Performance, SandboxRequest
+from dataplane.protocol import Assignment, BuiltinCall, CodeWork, HttpCall, InputGrant, Performance, SandboxRequest
 from scheduler.demand import DataNeed, Demand
 
 STARVING_NS = 5_000_000_000
@@ -58,7 +60,20 @@ class Prepared:
     call: ToolCall | None = None
     code: CodeWork | None = None
     wall_seconds: float = 60.0
-    data_names: tuple[str, ...] = field(default=())
+
+    def assignment(self, step: StepState, attempt: str, fence: int, number: int, http: HttpCall | None) -> Assignment:
+        """The order to a node for one attempt; ``http`` is the request with its secrets in it."""
+        return Assignment(
+            attempt=attempt,
+            fence=fence,
+            run=self.run.id,
+            path=step.path,
+            number=number,
+            wall_seconds=self.wall_seconds,
+            code=self.code,
+            call=self.call.performance(http) if self.call is not None else None,
+            requires=["freeze", "tool_gateway"] if self.code is not None else [],
+        )
 
 
 def call_key(run: str, path: str, tool: str, args: str, occurrence: int) -> str:
@@ -107,13 +122,7 @@ def _prepare_tool(
     wall = spec.timeout_seconds or 60.0
     if call.http is not None:
         call.http.timeout_seconds = min(call.http.timeout_seconds, wall)
-    demand = Demand(
-        id=f"{run.id}/{step.path}",
-        labels=spec.resources.labels,
-        near=_near(step),
-        starving=starving(step, now_ns),
-        tenant=run.tenant,
-    )
+    demand = _demand(run, step, now_ns, ())
     return Prepared(run=run, step=step, demand=demand, questions=call.questions, call=call, wall_seconds=wall)
 
 
@@ -177,7 +186,7 @@ def _prepare_code(run: RunState, step: StepState, now_ns: int) -> Prepared:
         raise WorkRefused(error_value("schema", f"the source of {step.path} is not text"))
     args = spec.fields["args"].render(scope) if "args" in spec.fields else []
     rendered = spec.fields["inputs"].render(scope) if "inputs" in spec.fields else {}
-    inputs, needs, asked, names = _inputs(run, step, rendered, now_ns)
+    inputs, needs, asked = _inputs(run, step, rendered, now_ns)
     wall = min(spec.sandbox.wall_seconds, spec.timeout_seconds or spec.sandbox.wall_seconds)
     shell = code.shell is not None
     sandbox = SandboxRequest(
@@ -196,49 +205,64 @@ def _prepare_code(run: RunState, step: StepState, now_ns: int) -> Prepared:
         inputs=inputs,
         tools=list(code.tools or ()),
     )
-    demand = Demand(
-        id=f"{run.id}/{step.path}",
-        tier=spec.sandbox.tier,
-        image=spec.sandbox.image,
-        cpu_milli=spec.resources.cpu_milli,
-        memory_bytes=spec.resources.memory_bytes,
-        gpu=spec.resources.gpu,
-        gpu_memory_bytes=spec.resources.gpu_memory_bytes,
-        labels=spec.resources.labels,
-        inputs=needs,
-        near=_near(step),
-        tiers_allowed=("jail",) if shell else (),
-        starving=starving(step, now_ns),
-        tenant=run.tenant,
+    demand = _demand(run, step, now_ns, needs)
+    return Prepared(run=run, step=step, demand=demand, questions=asked, code=work, wall_seconds=wall)
+
+
+def _demand(run: RunState, step: StepState, now_ns: int, needs: tuple[DataNeed, ...]) -> Demand:
+    own = demand_of(step.spec, needs, _near(step))
+    return replace(own, id=f"{run.id}/{step.path}", tenant=run.tenant, starving=starving(step, now_ns))
+
+
+def demand_of(spec: CompiledStep, inputs: tuple[DataNeed, ...], near: tuple[str, ...]) -> Demand:
+    """What a step of this definition asks of a node, also to tell beforehand where it would go."""
+    wanted, code = spec.resources, spec.spec.code
+    return Demand(
+        id=spec.pointer,
+        tier=None if code is None else spec.sandbox.tier,
+        image=None if code is None else spec.sandbox.image,
+        cpu_milli=wanted.cpu_milli,
+        memory_bytes=wanted.memory_bytes,
+        gpu=wanted.gpu,
+        gpu_memory_bytes=wanted.gpu_memory_bytes,
+        labels=wanted.labels,
+        inputs=inputs,
+        near=near,
+        tiers_allowed=("jail",) if code is not None and code.shell is not None else (),
     )
-    return Prepared(run=run, step=step, demand=demand, questions=asked, code=work, wall_seconds=wall, data_names=names)
 
 
 def _inputs(
     run: RunState, step: StepState, rendered: Any, now_ns: int
-) -> tuple[list[InputGrant], tuple[DataNeed, ...], list[Question], tuple[str, ...]]:
+) -> tuple[list[InputGrant], tuple[DataNeed, ...], list[Question]]:
     grants: list[InputGrant] = []
     needs: list[DataNeed] = []
     asked: list[Question] = []
-    names: list[str] = []
     if not isinstance(rendered, dict):
         raise WorkRefused(error_value("schema", f"`inputs` of {step.path} is not an object"))
-    for name, address in rendered.items():
-        if isinstance(address, str) and address.startswith("data://"):
-            parts = urlsplit(address)
-            rel = unquote(parts.path).lstrip("/")
-            if not parts.netloc or not rel or "\0" in rel or ".." in rel.split("/"):
-                raise WorkRefused(error_value("schema", f"input {name!r}: {address!r} is not data://NAME/REL"))
-            grants.append(InputGrant(name=name, data=f"{parts.netloc}/{rel}"))
-            needs.append(DataNeed(key=f"data://{parts.netloc}", pinned=True))
-            asked.append(questions.data_question(run, step.path, address, "mount", now_ns))
-            names.append(parts.netloc)
-        elif isinstance(address, str) and address.startswith("artifact://"):
-            grants.append(InputGrant(name=name, artifact=address.removeprefix("artifact://")))
-        else:
-            fix = "use data://NAME/REL (a root a node exports) or artifact://ID"
-            raise WorkRefused(error_value("schema", f"input {name!r} is not an address: {fix}"))
-    return grants, tuple(dict.fromkeys(needs)), asked, tuple(dict.fromkeys(names))
+    for name, value in rendered.items():
+        address = _address(f"input {name!r}", value)
+        scheme, _, rest = address.partition("://")
+        if scheme == "artifact":
+            grants.append(InputGrant(name=name, artifact=rest))
+            continue
+        root, _, path = rest.partition("/")
+        if not path:
+            raise WorkRefused(error_value("schema", f"input {name!r}: {address} names a root; name a file beneath it"))
+        grants.append(InputGrant(name=name, data=f"{root}/{unquote(path)}"))
+        needs.append(DataNeed(key=f"data://{root}", pinned=True))
+        asked.append(questions.data_question(run, step.path, address, "mount", now_ns))
+    return grants, tuple(dict.fromkeys(needs)), asked
+
+
+def _address(what: str, value: Any) -> str:
+    """A computed address, held to the rules of a written one. Raises: WorkRefused."""
+    if not isinstance(value, str):
+        raise WorkRefused(error_value("schema", f"{what} is {type(value).__name__}, not an address"))
+    refused = refuse_address(value)
+    if refused is not None:
+        raise WorkRefused(error_value("schema", f"{what}: {refused[0]}; {refused[1]}"))
+    return value
 
 
 def _near(step: StepState) -> tuple[str, ...]:
@@ -246,8 +270,7 @@ def _near(step: StepState) -> tuple[str, ...]:
     for template in step.spec.near:
         value = template.render(step.frame.scope)
         for one in value if isinstance(value, list) else [value]:
-            if isinstance(one, str) and one.startswith("data://"):
-                found.append(f"data://{urlsplit(one).netloc}")
-            elif isinstance(one, str):
-                found.append(one)
+            address = _address("`near`", one)
+            scheme, _, rest = address.partition("://")
+            found.append(f"data://{rest.partition('/')[0]}" if scheme == "data" else address)
     return tuple(found)

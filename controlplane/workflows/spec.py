@@ -156,9 +156,7 @@ class Map(Model):
 
 
 class Parallel(Model):
-    """All children start together."""
-
-    concurrency: int | None = Field(default=None, ge=1, le=10_000)
+    """All children start together. It has no settings."""
 
 
 class Approve(Model):

@@ -16,7 +16,7 @@ from controlplane.errors import ApiError
 from controlplane.identity import CACHE_SECONDS, Identities
 from controlplane.runs.event_stream import event_stream
 from controlplane.runs.hub import Hub
-from controlplane.runs.journal import Journal
+from controlplane.runs.journal import Journal, JournalFailed
 from controlplane.secrets.broker import SecretBroker, SecretUnavailable
 from controlplane.secrets.sealing import SealBroken, Sealer
 from controlplane.secrets.store import DatabaseSecrets
@@ -158,3 +158,12 @@ async def test_a_stream_wakes_for_events_shows_progress_and_ends(tmp_path: Path)
             rest = [chunk async for chunk in stream if chunk != b": heartbeat\n\n"]
         assert len(rest) == 1
         assert rest[0].startswith(b"id: 2\nevent: run.completed\n")
+
+
+async def test_a_value_the_database_refuses_costs_only_its_own_transition(tmp_path: Path) -> None:
+    key = {"tenant": "default", "partition": partition_of(RUN), "run": RUN, "type": "run.created", "path": "", "v": 1}
+    async with opened(tmp_path) as (_, journal):
+        with anyio.fail_after(10):
+            with pytest.raises(JournalFailed):
+                await journal.write([insert(EventRow, {**key, "seq": 1, "at_ns": 2**70, "data": "{}"})])
+            await journal.write([insert(EventRow, {**key, "seq": 1, "at_ns": 1, "data": "{}"})])
