@@ -25,6 +25,7 @@ class Attempt:
         self.why = ""
         self.done = anyio.Event()
         self.phase: Literal["fetching", "running", "uploading"] = "fetching"
+        self.was_frozen = False
         self._frozen = False
 
     @property
@@ -46,7 +47,7 @@ class Attempt:
 
     async def freeze(self) -> None:
         if self.sandbox is not None and not self._frozen:
-            self._frozen = True
+            self._frozen = self.was_frozen = True
             await self.sandbox.freeze()
 
     async def thaw(self) -> None:

@@ -89,6 +89,9 @@ class Runner:
         except Exception as error:  # a defect in one driver must not take every other attempt of this node along
             log.exception("attempt broke", attempt=assignment.attempt, fence=assignment.fence)
             _platform(report, "driver_failed", f"the node broke off with {_kinds(error)}; its log has the details")
+        if report.reason == ExitReason.TIMEOUT and attempt.was_frozen and report.platform_error is None:
+            # The guest's clock went on while it could not run: that is the outage's doing, not the guest's.
+            _platform(report, "frozen", "its wall time ran out while the node had to hold it frozen")
         if attempt.ending == "cancelled":
             report.reason, report.message, report.platform_error = ExitReason.CANCELLED, attempt.why, None
             report.has_result, report.result, report.error = False, None, None

@@ -39,6 +39,7 @@ class ScriptedSandbox:
     def __init__(self, driver: ScriptedDriver, spec: SandboxSpec, label: str) -> None:
         self.label = label
         self.frozen = False
+        self.ended_by = ExitReason.CANCELLED
         self._driver = driver
         self._spec = spec
         self._cancelled = anyio.Event()
@@ -62,7 +63,7 @@ class ScriptedSandbox:
             raise DriverFailed("no memory cgroup here")
         else:
             await self._cancelled.wait()
-            yield Exited(code=-1, reason=ExitReason.CANCELLED)
+            yield Exited(code=-1, reason=self.ended_by)
 
     async def cancel(self) -> None:
         self._cancelled.set()
@@ -396,6 +397,26 @@ async def test_lapsed_lease_freezes_and_renewal_thaws(tmp_path: Path) -> None:
         double.broken = False
         await driver.until(lambda: not sandbox.frozen)
         assert "a" in driver.live
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+async def test_wall_time_that_ran_out_while_frozen_is_not_the_guests_fault(tmp_path: Path, frozen: bool) -> None:
+    driver = ScriptedDriver()
+    double = ControlPlaneDouble(heartbeat_seconds=0.05, lease_seconds=0.2)
+    async with double.serving(), node(double, tmp_path, driver):
+        double.assign(code("a", "sleep"))
+        with anyio.fail_after(5):
+            await driver.started.wait()
+        sandbox = driver.live["a"]
+        if frozen:
+            double.broken = True
+            await driver.until(lambda: sandbox.frozen)
+            double.broken = False
+            await driver.until(lambda: not sandbox.frozen)
+        sandbox.ended_by = ExitReason.TIMEOUT
+        await sandbox.cancel()
+        report = await double.report_of("a")
+    assert (report.platform_error, report.reason) == (("frozen" if frozen else None), "timeout")
 
 
 async def test_hold_over_kills_and_reports_frozen(tmp_path: Path) -> None:
