@@ -243,6 +243,9 @@ class NodeDaemon:
                 await self._outage("report", error, backoff)
                 continue
             backoff.reset()
+            for report, ack in zip(batch, response.acks, strict=False):
+                if ack.stale:
+                    log.warning("report refused: its fence is stale", attempt=report.attempt, fence=report.fence)
             for report in self._reports.settle(response.acks[: len(batch)]):
                 log.error("report given up", attempt=report.attempt, fence=report.fence)
             self._take(response)

@@ -7,6 +7,7 @@ microseconds to milliseconds: call them from a worker thread.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import time
@@ -102,21 +103,21 @@ class Group:
         return int(text) if text.isdigit() else None
 
     def freeze(self) -> None:
-        """Stop every process; returns when they are stopped, or after a second."""
+        """Stop every process; returns when they are stopped, or after a second. Nothing, if the group is gone."""
         if self.version == 2:
-            (self.folders[0] / "cgroup.freeze").write_text("1")
-            self._await(lambda: _counter(_read(self.folders[0] / "cgroup.events"), "frozen") == 1)
+            if self._tell(self.folders[0] / "cgroup.freeze", "1"):
+                self._await(lambda: _counter(_read(self.folders[0] / "cgroup.events"), "frozen") == 1)
         else:
             state = self._by_controller["freezer"] / "freezer.state"
-            state.write_text("FROZEN")
-            self._await(lambda: _read(state).strip() == "FROZEN")
+            if self._tell(state, "FROZEN"):
+                self._await(lambda: _read(state).strip() == "FROZEN")
 
     def thaw(self) -> None:
-        """Let them go on."""
+        """Let them go on. Nothing, if the group is gone."""
         if self.version == 2:
-            (self.folders[0] / "cgroup.freeze").write_text("0")
+            self._tell(self.folders[0] / "cgroup.freeze", "0")
         else:
-            (self._by_controller["freezer"] / "freezer.state").write_text("THAWED")
+            self._tell(self._by_controller["freezer"] / "freezer.state", "THAWED")
 
     def kill(self) -> None:
         """Kill every process, frozen ones too; returns when the group is empty, or after a second."""
@@ -148,6 +149,17 @@ class Group:
 
         if not self._await(removed):
             raise OSError(f"control group {self.folders[0].name} still has processes")
+
+    @staticmethod
+    def _tell(file: Path, word: str) -> bool:
+        """Write it; false if the group was removed meanwhile, which its end does at any moment."""
+        try:
+            file.write_text(word)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENODEV):
+                raise
+            return False
+        return True
 
     @staticmethod
     def _await(done: Callable[[], bool], seconds: float = 1.0) -> bool:

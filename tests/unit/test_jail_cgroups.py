@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from sandboxes.jail.cgroups import Group, Hierarchy, find, settings
 from sandboxes.spec import Limits
 
@@ -62,3 +64,12 @@ def test_bounds_allow_no_swap() -> None:
     assert v2["memory.swap.max"] == "0"
     assert v2["cpu.max"] == "50000 100000"
     assert v1["pids.max"] == v2["pids.max"] == "12"
+
+
+@pytest.mark.parametrize(("version", "names"), [(1, ("memory", "pids", "cpu", "freezer")), (2, ("memory", "pids"))])
+def test_a_group_that_is_gone_is_neither_frozen_nor_thawed(
+    version: int, names: tuple[str, ...], tmp_path: Path
+) -> None:
+    group = Group(Hierarchy(version=version, folders={name: tmp_path / name for name in names}), "box")
+    group.freeze()
+    group.thaw()

@@ -1,0 +1,125 @@
+"""An HTTP service on loopback that writes down every call it gets: what a second execution looks like from outside."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Self
+
+HOST = "127.0.0.1"
+HOLD_SECONDS = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Performed:
+    """One call as the service saw it: ``key`` is its idempotency key, ``at`` when it came (seconds, wall clock)."""
+
+    path: str
+    key: str
+    at: float
+
+
+class CallService:
+    """``GET /ok/ID`` answers ``{"id": ID, "nth": how often so far}``, ``/bad/ID`` 400. Holds what ``hold`` picks."""
+
+    def __init__(self) -> None:
+        self._calls: list[Performed] = []
+        self._lock = threading.Lock()
+        self._hold: Callable[[str, int], bool] = lambda _path, _nth: False
+        self._release = threading.Event()
+        service = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                status, answer = service._perform(self.path, self.headers.get("Idempotency-Key", ""))
+                content = json.dumps(answer).encode()
+                try:
+                    self.send_response(status)
+                    self.send_header("Content-Type", "application/json")
+                    self.send_header("Content-Length", str(len(content)))
+                    self.end_headers()
+                    self.wfile.write(content)
+                except OSError:  # whoever asked was killed
+                    self.close_connection = True
+
+            def handle_one_request(self) -> None:
+                try:
+                    super().handle_one_request()
+                except OSError:
+                    self.close_connection = True
+
+            def log_message(self, *_: object) -> None:
+                """Nothing: the calls are the log."""
+
+        self._server = ThreadingHTTPServer((HOST, 0), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever)
+
+    @property
+    def authority(self) -> str:
+        """``host:port``."""
+        return f"{HOST}:{self._server.server_address[1]}"
+
+    def settings(self, folder: Path) -> dict[str, str]:
+        """What lets a control plane's tools call it; ``folder`` is made for the policy data that grants it."""
+        folder.mkdir()
+        granted = {"egress": {HOST: [self._server.server_address[1]]}}
+        (folder / "data.json").write_text(json.dumps({"tenants": {"default": granted}}))
+        return {"STOCKADE_POLICY_DIR": str(folder), "STOCKADE_PRIVATE_HOSTS": json.dumps([self.authority])}
+
+    def tool(self, kind: str) -> dict[str, Any]:
+        """The tool that calls ``/kind/{id}``; ``after`` is whatever the caller wants to depend on."""
+        properties = {"id": {"type": "string"}, "after": {"type": "integer"}}
+        return {
+            "kind": "http",
+            "description": "Counts its calls.",
+            "effect": "none",
+            "input": {"type": "object", "required": ["id"], "properties": properties, "additionalProperties": False},
+            "http": {"method": "GET", "url": f"http://{self.authority}/{kind}/{{id}}", "query": ["after"]},
+        }
+
+    def hold(self, when: Callable[[str, int], bool]) -> None:
+        """Answer calls for whose path and number ``when`` holds only after ``release``."""
+        self._hold = when
+
+    def release(self) -> None:
+        """Answer what is held."""
+        self._release.set()
+
+    def calls(self, prefix: str = "/") -> dict[str, list[Performed]]:
+        """All calls so far by path, in order."""
+        found: dict[str, list[Performed]] = defaultdict(list)
+        with self._lock:
+            for one in self._calls:
+                if one.path.startswith(prefix):
+                    found[one.path].append(one)
+        return found
+
+    def _perform(self, target: str, key: str) -> tuple[int, dict[str, Any]]:
+        path = target.partition("?")[0]
+        with self._lock:
+            self._calls.append(Performed(path=path, key=key, at=time.time()))
+            nth = sum(1 for one in self._calls if one.path == path)
+        if self._hold(path, nth):
+            self._release.wait(HOLD_SECONDS)
+        if path.startswith("/bad/"):
+            return 400, {"why": "it asked for it"}
+        return 200, {"id": path.rpartition("/")[2], "nth": nth}
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
