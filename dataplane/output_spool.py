@@ -10,11 +10,13 @@ from pathlib import Path
 
 import anyio
 import msgspec
+import structlog
 
 from dataplane.backoff import insist
 from dataplane.client import ControlPlane, RequestRefused
-from dataplane.protocol import OutputChunk
+from dataplane.protocol import Ack, OutputChunk
 
+log = structlog.get_logger(__name__)
 MEMORY_BYTES = 4 * 1024 * 1024
 CHUNK_BYTES = 64 * 1024
 BATCH_BYTES = 1024 * 1024
@@ -23,7 +25,11 @@ _OVERHEAD = 128
 
 
 class OutputSpool:
-    """``put`` never waits; ``serve`` sends in order until cancelled. A stale attempt's chunks are dropped."""
+    """``put`` never waits; ``serve`` sends in order until cancelled. A stale attempt's chunks are dropped.
+
+    Bytes the control plane does not take, or does not have any more, leave a line in the stream that says how many;
+    what comes after them still arrives.
+    """
 
     def __init__(self, control_plane: ControlPlane, folder: Path, memory_bytes: int = MEMORY_BYTES) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -37,6 +43,9 @@ class OutputSpool:
         self._written = self._read = 0
         self._pending: dict[tuple[str, int], int] = {}
         self._stale: set[tuple[str, int]] = set()
+        self._ended: set[tuple[str, int]] = set()
+        self._moved: dict[tuple[str, int], dict[str, int]] = {}
+        """By stream, how far its offsets at the control plane are from the guest's, once something was lost."""
         self._wake = anyio.Event()
         self._sent = anyio.Event()
 
@@ -86,6 +95,10 @@ class OutputSpool:
                 await self._sent.wait()
         done = not self._pending.get((attempt, fence))
         self._stale.discard((attempt, fence))
+        if done:
+            self._moved.pop((attempt, fence), None)
+        else:
+            self._ended.add((attempt, fence))
         return done
 
     async def serve(self) -> None:
@@ -96,14 +109,61 @@ class OutputSpool:
                 self._wake = anyio.Event()
                 await self._wake.wait()
                 continue
-            try:
-                acks = await insist(partial(self._control_plane.output, batch))
-                for chunk, ack in zip(batch, acks, strict=True):
-                    if ack.stale and self._pending.get((chunk.attempt, chunk.fence), 0) > 1:
-                        self._stale.add((chunk.attempt, chunk.fence))
-            except RequestRefused:
-                pass  # refused for good: this output is lost, the attempt's report still tells its tail
+            left = len(batch) + 1
+            gaps = await self._send(batch)
+            while gaps and len(gaps) < left:
+                left = len(gaps)
+                gaps = await self._send(self._bridged(gaps))
+            for chunk, ack in gaps:
+                self._lost(chunk, ack.message)
             self._forget(batch)
+
+    async def _send(self, batch: list[OutputChunk]) -> list[tuple[OutputChunk, Ack]]:
+        """Send chunks. Returns those not taken because bytes before them are missing there."""
+        sent = [self._shifted(chunk) for chunk in batch]
+        try:
+            acks = await insist(partial(self._control_plane.output, sent))
+        except RequestRefused as refused:
+            if len(batch) == 1:
+                self._lost(batch[0], str(refused))
+                return []
+            # What is wrong with one chunk must not cost the others.
+            half = len(batch) // 2
+            return [*await self._send(batch[:half]), *await self._send(batch[half:])]
+        gaps: list[tuple[OutputChunk, Ack]] = []
+        for chunk, there, ack in zip(batch, sent, acks, strict=True):
+            if ack.stale:
+                if self._pending.get((chunk.attempt, chunk.fence), 0) > 1:
+                    self._stale.add((chunk.attempt, chunk.fence))
+            elif not ack.ok and ack.stored_bytes is not None and ack.stored_bytes < there.offset:
+                gaps.append((chunk, ack))
+            elif not ack.ok:
+                self._lost(chunk, ack.message)
+        return gaps
+
+    def _shifted(self, chunk: OutputChunk) -> OutputChunk:
+        by = self._moved.get((chunk.attempt, chunk.fence), {}).get(chunk.stream, 0)
+        return msgspec.structs.replace(chunk, offset=chunk.offset + by) if by else chunk
+
+    def _bridged(self, gaps: list[tuple[OutputChunk, Ack]]) -> list[OutputChunk]:
+        """The chunks again; the first of each stream begins where the stored one ends, and says what is missing."""
+        again: list[OutputChunk] = []
+        seen: set[tuple[str, int, str]] = set()
+        for chunk, ack in gaps:
+            place = (chunk.attempt, chunk.fence, chunk.stream)
+            if place not in seen:
+                seen.add(place)
+                streams = self._moved.setdefault((chunk.attempt, chunk.fence), {})
+                stored = ack.stored_bytes or 0
+                missing = chunk.offset + streams.get(chunk.stream, 0) - stored
+                said = f"\n[stockade: {missing} bytes of output were lost here]\n".encode()
+                streams[chunk.stream] = stored + len(said) - chunk.offset
+                chunk = msgspec.structs.replace(chunk, offset=chunk.offset - len(said), data=said + chunk.data)
+            again.append(chunk)
+        return again
+
+    def _lost(self, chunk: OutputChunk, why: str) -> None:
+        log.warning("output lost", attempt=chunk.attempt, stream=chunk.stream, bytes=len(chunk.data), error=why[:300])
 
     def _take(self) -> list[OutputChunk]:
         batch: list[OutputChunk] = []
@@ -142,8 +202,11 @@ class OutputSpool:
             left = self._pending[key] - 1
             if left:
                 self._pending[key] = left
-            else:
-                del self._pending[key]
+                continue
+            del self._pending[key]
+            if key in self._ended:
+                self._ended.discard(key)
+                self._moved.pop(key, None)
         self._sent.set()
         self._sent = anyio.Event()
 

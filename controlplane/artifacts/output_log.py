@@ -26,10 +26,14 @@ class OutputLog:
     async def append(self, attempt: str, stream: Stream, offset: int, data: bytes) -> bool:
         """Store ``data`` at ``offset`` of a stream. What lies beyond the bound is dropped.
 
-        Returns: False if bytes before ``offset`` are missing, so that the sender goes back. Calls for one attempt
+        Returns: False if bytes before ``offset`` are missing; the sender goes on from ``size``. Calls for one attempt
         must not overlap. Raises: ValueError for a name that is no attempt's, OSError from the disk.
         """
         return await anyio.to_thread.run_sync(self._append, self._path(attempt, stream), offset, data)
+
+    async def size(self, attempt: str, stream: Stream) -> int:
+        """Where the stored stream ends, in bytes. Raises: as ``append``."""
+        return await anyio.to_thread.run_sync(_size, self._path(attempt, stream))
 
     async def read(self, attempt: str, stream: Stream) -> AsyncIterator[bytes]:
         """What is stored, in chunks; nothing when there is none."""
@@ -55,6 +59,10 @@ class OutputLog:
         if not _ATTEMPT.match(attempt) or stream not in ("stdout", "stderr"):
             raise ValueError(f"not an attempt's stream: {attempt[:80]!r}")
         return self._root / f"{attempt}.{stream}"
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _read_at(path: Path, position: int) -> bytes:

@@ -56,6 +56,7 @@ class Node:
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     cached: set[str] = field(default_factory=set)
     preparing: dict[tuple[str, str], float] = field(default_factory=dict)
+    _holds: frozenset[str] | None = field(default=None, init=False)
 
     @property
     def name(self) -> str:
@@ -63,7 +64,8 @@ class Node:
 
     @property
     def status(self) -> str:
-        if self.lost:
+        """What the scheduler takes it for. A node that has not called since this process started counts as lost."""
+        if self.lost or self.silent_since_start:
             return "lost"
         if self.draining:
             return "draining"
@@ -81,8 +83,16 @@ class Node:
         )
 
     def holds(self) -> frozenset[str]:
-        """Data roots it exports and artifacts it has cached, by key."""
-        return frozenset(f"data://{root.name}" for root in self.declared.data) | frozenset(self.cached)
+        """Data roots it exports and artifacts it has cached, by key. Every plan asks: made again only on a change."""
+        if self._holds is None:
+            self._holds = frozenset(f"data://{root.name}" for root in self.declared.data) | self.cached
+        return self._holds
+
+    def take_over(self, known: Node) -> None:
+        """The same boot registered again: what it holds and is owed stays, shared with who still has the old object."""
+        self.reservations, self.outbox, self.directives = known.reservations, known.outbox, known.directives
+        self.cached, self.preparing, self.wake = known.cached, known.preparing, known.wake
+        self.cordoned, self.draining = known.cordoned, known.draining
 
     def view(self, *, sandboxes: bool) -> NodeView:
         """As the scheduler sees it. Slots are of sandboxes; a tool call takes none of them, but has a bound too."""
@@ -181,9 +191,10 @@ class Node:
             self.declared.images = heartbeat.images
         if heartbeat.data is not None:
             self.declared.data = heartbeat.data
+        if heartbeat.data is not None or heartbeat.cached_removed or heartbeat.cached_added:
+            self._holds = None
         self.cached.difference_update(heartbeat.cached_removed)
-        if len(self.cached) < CACHE_LISTED:
-            self.cached.update(heartbeat.cached_added[:CACHE_LISTED])
+        self.cached.update(heartbeat.cached_added[: max(0, CACHE_LISTED - len(self.cached))])
         held = {attempt for attempt, _fence in heartbeat.attempts}
         for attempt, reservation in self.reservations.items():
             if attempt in held:
@@ -200,6 +211,9 @@ class Inventory:
 
     def __init__(self) -> None:
         self.nodes: dict[str, Node] = {}
+        self.joining = asyncio.Lock()
+        """Held while a registration is stored or removed, so that a name has one node."""
+        self._by_token: dict[str, Node] = {}
         self.changed = asyncio.Event()
         self.closing = False
 
@@ -210,13 +224,26 @@ class Inventory:
             node.wake.set()
 
     def add(self, node: Node) -> None:
-        """A node registered (again)."""
+        """A node registered (again): its earlier bearer ends, and so does a poll parked under it."""
+        self.remove(node.id)
         self.nodes[node.id] = node
+        self._by_token[node.token_hash] = node
         self.changed.set()
+
+    def remove(self, node_id: str) -> None:
+        """Forget a node; its bearer is no longer known."""
+        node = self.nodes.pop(node_id, None)
+        if node is not None:
+            self._by_token.pop(node.token_hash, None)
+            node.wake.set()
 
     def by_token(self, token_hash: str) -> Node | None:
         """Whose bearer this is."""
-        return next((node for node in self.nodes.values() if node.token_hash == token_hash), None)
+        return self._by_token.get(token_hash)
+
+    def by_name(self, name: str) -> Node | None:
+        """The node that registered under this name."""
+        return next((node for node in self.nodes.values() if node.name == name), None)
 
     def release(self, node_id: str | None, attempt: str | None) -> None:
         """An attempt has ended: its capacity is free."""

@@ -35,6 +35,7 @@ from dataplane.protocol import (
     AuthorizeRequest,
     CallResult,
     Directive,
+    Heartbeat,
     OutputChunk,
     PullRequest,
     PullResponse,
@@ -97,7 +98,6 @@ async def register(request: Request) -> Response:
     services, engine = _parts(request)
     token = _bearer(request)
     message = await _body(request, Register)
-    known = next((one for one in engine.inventory.nodes.values() if one.name == message.identity), None)
     tenant = await services.identities.join_tenant(token)
     if tenant is None:
         raise unauthorized("The join token is wrong or has expired: make one with `stockade node join-token`.")
@@ -108,11 +108,28 @@ async def register(request: Request) -> Response:
     if missing:
         raise invalid_request([problem("/features", f"the node lacks {', '.join(sorted(missing))}", "upgrade it")])
     bearer = make_token("sn")
+    async with engine.inventory.joining:
+        node = await _join(engine, tenant, message, hash_token(bearer))
+    settings = services.settings
+    answer = Registered(
+        node=node.id,
+        token=bearer,
+        heartbeat_seconds=settings.heartbeat_seconds,
+        lease_seconds=settings.lease_seconds,
+        hold_seconds=settings.hold_seconds,
+        requires=sorted(FEATURES & {"freeze", "tool_gateway"}),
+    )
+    return _json(answer)
+
+
+async def _join(engine: Engine, tenant: str, message: Register, token_hash: str) -> Node:
+    """Store the registration, then let it take the place of an earlier one."""
+    known = engine.inventory.by_name(message.identity)
     node = Node(
         id=known.id if known is not None else new_id("node"),
         tenant=tenant,
         declared=message,
-        token_hash=hash_token(bearer),
+        token_hash=token_hash,
         last_seen=time.monotonic(),
         seen_ns=time.time_ns(),
     )
@@ -130,22 +147,12 @@ async def register(request: Request) -> Response:
     }
     await engine.journal.write([upsert(NodeRow, row)])
     # From here to ``add`` nothing awaits: no assignment can go to the old boot in between.
-    known = engine.inventory.nodes.get(node.id)
     if known is not None and known.declared.boot_id == message.boot_id:
-        node.reservations, node.outbox, node.cached = known.reservations, known.outbox, known.cached
+        node.take_over(known)
     elif known is not None:
         engine.controller.node_gone(known.id, "node_lost", f"node {known.name} restarted")
     engine.inventory.add(node)
-    settings = services.settings
-    answer = Registered(
-        node=node.id,
-        token=bearer,
-        heartbeat_seconds=settings.heartbeat_seconds,
-        lease_seconds=settings.lease_seconds,
-        hold_seconds=settings.hold_seconds,
-        requires=sorted(FEATURES & {"freeze", "tool_gateway"}),
-    )
-    return _json(answer)
+    return node
 
 
 async def pull(request: Request) -> Response:
@@ -160,9 +167,7 @@ async def pull(request: Request) -> Response:
     node.lost = node.silent_since_start = False
     if message.heartbeat is not None:
         node.heard(message.heartbeat)
-        for attempt, fence in message.heartbeat.attempts:
-            if engine.controller.current(attempt, fence) is None:
-                node.direct(Directive(kind="cancel", attempt=attempt, fence=fence, reason="the fence is not current"))
+        _cancel_again(engine, node, message.heartbeat)
     if revived or message.heartbeat is not None:
         engine.inventory.changed.set()
     acks = await _report(engine, node, message)
@@ -180,11 +185,30 @@ async def pull(request: Request) -> Response:
             except TimeoutError:
                 break
             if engine.inventory.nodes.get(node.id) is not node:
-                raise unauthorized("This node has registered again.")
+                break
+    if engine.inventory.nodes.get(node.id) is not node:
+        raise unauthorized("This node has registered again, or was removed.")
+    if message.lane == "work":
         response.assignments = node.take(most)
     while node.directives:
         response.directives.append(node.directives.popleft())
     return _json(response)
+
+
+def _cancel_again(engine: Engine, node: Node, heartbeat: Heartbeat) -> None:
+    """Say with every heartbeat what of it must end: the answer that said so before may have been lost."""
+    queued = {(one.attempt, one.fence) for one in node.directives if one.kind == "cancel"}
+    for attempt, fence in heartbeat.attempts:
+        if (attempt, fence) in queued:
+            continue
+        found = engine.controller.current(attempt, fence)
+        if found is not None and found[1].node == node.id:
+            if not found[1].cancelling:
+                continue
+            reason = str(found[1].detail.get("cancelling", "cancelled"))
+        else:
+            reason = "the fence is not current"
+        node.direct(Directive(kind="cancel", attempt=attempt, fence=fence, reason=reason))
 
 
 async def _report(engine: Engine, node: Node, message: PullRequest) -> list[Ack]:
@@ -241,9 +265,13 @@ async def output(request: Request) -> Response:
             shown = {"fraction": fraction, "text": chunk.text[:200], "at": rfc3339(time.time_ns())}
             engine.controller.hub.progress(found[0].id, found[1].path, shown)
             acks.append(Ack(ok=True))
+        elif chunk.offset < 0:
+            acks.append(Ack(ok=False, message="an offset is not negative"))
+        elif await services.output.append(chunk.attempt, chunk.stream, chunk.offset, chunk.data):
+            acks.append(Ack(ok=True))
         else:
-            stored = await services.output.append(chunk.attempt, chunk.stream, chunk.offset, chunk.data)
-            acks.append(Ack(ok=stored, message="" if stored else "bytes before this offset are missing"))
+            stored = await services.output.size(chunk.attempt, chunk.stream)
+            acks.append(Ack(ok=False, message="bytes before this offset are missing", stored_bytes=stored))
     return _json(acks)
 
 

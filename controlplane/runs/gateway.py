@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
 from controlplane.authorization.values import Decision, PolicyUnavailable
@@ -20,7 +21,7 @@ from controlplane.runs.state import RunState, StepState
 from controlplane.runs.transitions import Machine
 from controlplane.runs.work import ToolCall, WorkRefused, call_key, tool_call
 from controlplane.secrets.broker import SecretUnavailable
-from controlplane.store import canonical
+from controlplane.store import Write, canonical
 from controlplane.tools.registry import check_output
 from dataplane.protocol import Ack, AuthorizeAnswer, AuthorizeRequest, CallResult
 
@@ -44,7 +45,11 @@ class Gateway:
 
         async def lane(indexes: list[int]) -> None:
             for index in indexes:
-                answers[index] = await self._authorize(node, requests[index])
+                request = requests[index]
+                try:
+                    answers[index] = await self._authorize(node, request)
+                except JournalFailed:  # one run's: the other attempts of the node have their answers
+                    answers[index] = AuthorizeAnswer(call=request.call, unavailable=True, retry_seconds=RETRY_SECONDS)
 
         async with asyncio.TaskGroup() as group:
             for indexes in lanes.values():
@@ -52,10 +57,9 @@ class Gateway:
         return [answers[index] for index in range(len(requests))]
 
     async def _authorize(self, node: str, request: AuthorizeRequest) -> AuthorizeAnswer:
-        found = self._controller.current(request.attempt, request.fence)
-        if found is None or found[1].node != node or found[1].cancelling:
+        if not self._may_call(node, request):
             return AuthorizeAnswer(call=request.call, stale=True)
-        run, step = found
+        run, step = self._controller.attempts[request.attempt]
         if len(step.calls) >= CALLS_MOST:
             return _refused(request, "budget", f"a step may make {CALLS_MOST} calls")
         try:
@@ -66,14 +70,21 @@ class Gateway:
         if known is not None and known.state == "recorded" and known.ok and known.effect != "none":
             reuse = calls.reused(run, step, known, request.attempt, request.call)
             await self._controller.applied(run, lambda machine: None, [reuse])
+            if not self._may_call(node, request):
+                return AuthorizeAnswer(call=request.call, stale=True)
             return AuthorizeAnswer(call=request.call, recorded=True, value=known.result)
         answers = await self._dispatcher.enforcer.ask_many(call.questions)
         if any(isinstance(answer, PolicyUnavailable) for answer in answers):
             return AuthorizeAnswer(call=request.call, unavailable=True, retry_seconds=RETRY_SECONDS)
         decisions = [answer for answer in answers if isinstance(answer, Decision)]
-        if self._controller.current(request.attempt, request.fence) is None:
+        if not self._may_call(node, request):
             return AuthorizeAnswer(call=request.call, stale=True)
-        return await self._decided(run, step, request, call, decisions)
+        return await self._decided(node, run, step, request, call, decisions)
+
+    def _may_call(self, node: str, request: AuthorizeRequest) -> bool:
+        """Whether the attempt is current, on this node, and goes on. Asked again after every await."""
+        found = self._controller.current(request.attempt, request.fence)
+        return found is not None and found[1].node == node and not found[1].cancelling
 
     def _call(self, run: RunState, step: StepState, request: AuthorizeRequest) -> ToolCall:
         code = step.spec.spec.code
@@ -104,24 +115,31 @@ class Gateway:
         )
 
     async def _decided(
-        self, run: RunState, step: StepState, request: AuthorizeRequest, call: ToolCall, decisions: list[Decision]
+        self,
+        node: str,
+        run: RunState,
+        step: StepState,
+        request: AuthorizeRequest,
+        call: ToolCall,
+        decisions: list[Decision],
     ) -> AuthorizeAnswer:
-        now_ns = time.time_ns()
-        writes = [decision_write(run.tenant, one, run.id, step.path, run.partition, now_ns) for one in decisions]
-        run.decisions += len(decisions)
-        run.denied += sum(1 for one in decisions if not one.allow)
         refused = next((one for one in decisions if not one.allow), None)
         if refused is not None:
             error = denial(refused)
             shown = {"tool": call.tool.name, "decision": refused.id, "reasons": error["reasons"]}
+            writes = _log(run, step, decisions)
             await self._controller.applied(run, lambda m: m.event("call.refused", step, shown), writes)
             return AuthorizeAnswer(call=request.call, error=error)
         try:
             http = await self._dispatcher.lease(run.tenant, call)
         except SecretUnavailable as missing:
+            if self._may_call(node, request):
+                await self._controller.applied(run, lambda machine: None, _log(run, step, decisions))
             return _refused(request, "policy_denied", str(missing))
-        decision = decisions[0].id
-        writes.append(calls.authorized(run, step, call, request.attempt, request.call, decision))
+        if not self._may_call(node, request):
+            return AuthorizeAnswer(call=request.call, stale=True)
+        writes = _log(run, step, decisions)
+        writes.append(calls.authorized(run, step, call, request.attempt, request.call, decisions[0].id))
         await self._controller.applied(run, lambda machine: None, writes)
         return AuthorizeAnswer(call=request.call, allow=True, perform=call.performance(http))
 
@@ -140,7 +158,7 @@ class Gateway:
         if state is None or state.attempt != result.attempt:
             return Ack(ok=False, message="no such call was authorized for this attempt")
         if state.state == "recorded":
-            return Ack(ok=True)
+            return await self._stored(run, lambda machine: None, [])
         ok, value = result.ok, result.value
         tool = self._dispatcher.tools.get(run.tenant, state.tool)
         if not ok:
@@ -155,11 +173,25 @@ class Gateway:
         def act(machine: Machine) -> None:
             machine.event("call.recorded", step, shown)
 
+        return await self._stored(run, act, [write])
+
+    async def _stored(self, run: RunState, act: Callable[[Machine], None], writes: list[Write]) -> Ack:
+        """Acknowledge once the outcome is durable, also when it is another message that stores it."""
         try:
-            await self._controller.applied(run, act, [write])
+            await self._controller.applied(run, act, writes)
         except JournalFailed:
             return Ack(ok=False, message="not stored, send it again")
+        if run.parked is not None:
+            return Ack(ok=False, message="not stored, send it again")
         return Ack(ok=True)
+
+
+def _log(run: RunState, step: StepState, decisions: list[Decision]) -> list[Write]:
+    """The decisions' rows; they count as soon as they are queued to be stored."""
+    now_ns = time.time_ns()
+    run.decisions += len(decisions)
+    run.denied += sum(1 for one in decisions if not one.allow)
+    return [decision_write(run.tenant, one, run.id, step.path, run.partition, now_ns) for one in decisions]
 
 
 def _refused(request: AuthorizeRequest, kind: str, message: str) -> AuthorizeAnswer:

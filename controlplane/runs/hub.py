@@ -12,6 +12,7 @@ from controlplane.times import rfc3339
 
 LIVE_RUNS = 1024
 LIVE_STEPS = 256
+_ATTEMPT_OVER = frozenset({"step.completed", "step.failed", "step.skipped", "step.cancelled", "step.retrying"})
 RECENT = 1000
 """Events a slow reader is kept; one that falls further behind reads the store again."""
 
@@ -61,7 +62,7 @@ class Subscription:
 
 
 class Hub:
-    """Subscriptions by run, and the latest progress of running steps."""
+    """Subscriptions by run, and the latest progress of running steps, of at most ``LIVE_STEPS`` a run at a time."""
 
     def __init__(self) -> None:
         self._readers: dict[str, set[Subscription]] = {}
@@ -94,8 +95,13 @@ class Hub:
 
     def committed(self, run_id: str, events: Sequence[dict[str, Any]], ended: bool) -> None:
         """These events, at least one, are durable; they are the machine's own (``seq type path at_ns data``)."""
-        if ended:
-            self._live.pop(run_id, None)
+        live = self._live.get(run_id)
+        if live is not None:
+            for event in events:
+                if event["type"] in _ATTEMPT_OVER:
+                    live.pop(event["path"], None)
+            if ended or not live:
+                del self._live[run_id]
         readers = self._readers.get(run_id)
         if readers:
             shown = [event_json(run_id, **event) for event in events]

@@ -89,6 +89,13 @@ def node_ls(output: Output = Format.TABLE) -> None:
         resources.nodes(client, output)
 
 
+@node_app.command("rm")
+def node_rm(name: str) -> None:
+    """Forget a node that is lost or runs nothing."""
+    with connect() as client:
+        client.delete_node(name)
+
+
 @node_app.command("join-token")
 def join_token(output: Output = Format.TABLE) -> None:
     """A token, and the line to paste on another host."""

@@ -107,6 +107,10 @@ class AsyncClient:
         """Every node, also lost ones."""
         return await self._all(calls.nodes)
 
+    async def delete_node(self, name: str) -> None:
+        """Forget a node, by name or id, that is lost or runs nothing. Needs the scope ``admin``."""
+        return await self._send(calls.delete_node(name))
+
     async def join_token(self) -> JoinToken:
         """A fresh token with which one node can join."""
         return await self._send(calls.join_token(_key()))

@@ -151,6 +151,10 @@ def nodes(cursor: str | None) -> Call[Page[Node]]:
     return Call(method="GET", path="/v1/nodes", query=known(cursor=cursor), read=many(Node))
 
 
+def delete_node(name: str) -> Call[None]:
+    return Call(method="DELETE", path=f"/v1/nodes/{part(name)}", read=nothing)
+
+
 def join_token(key: str) -> Call[JoinToken]:
     return Call(method="POST", path="/v1/nodes/join-tokens", content=b"{}", read=one(JoinToken), idempotency_key=key)
 

@@ -107,6 +107,10 @@ class Client:
         """Every node, also lost ones."""
         return self._all(calls.nodes)
 
+    def delete_node(self, name: str) -> None:
+        """Forget a node, by name or id, that is lost or runs nothing. Needs the scope ``admin``."""
+        return self._send(calls.delete_node(name))
+
     def join_token(self) -> JoinToken:
         """A fresh token with which one node can join."""
         return self._send(calls.join_token(_key()))
