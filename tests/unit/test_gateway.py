@@ -162,7 +162,11 @@ async def test_an_attempt_superseded_while_secrets_are_leased_is_stale_and_leave
 
 async def test_a_step_cancelled_while_secrets_are_leased_makes_no_call(world: World) -> None:
     run, step = world.running()
-    world.dispatcher.meanwhile = lambda: world.controller.apply(run, lambda machine: machine.cancel("enough")) and None
+
+    def cancelled() -> None:
+        world.controller.apply(run, lambda machine: machine.cancel("enough"))
+
+    world.dispatcher.meanwhile = cancelled
     (answer,) = await world.authorize(step)
     assert answer.stale and not answer.allow
 
