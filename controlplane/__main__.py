@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from controlplane.app import create_app
 from controlplane.config import Settings
 from controlplane.engine import Engine
+from controlplane.logs import configure_logs
 
 KEEP_ALIVE_SECONDS = 75
 STOP_SECONDS = 2
@@ -35,6 +36,7 @@ class _Server(uvicorn.Server):
 def main() -> None:
     """Serve until SIGTERM or SIGINT."""
     _usage().parse_args()
+    configure_logs()
     settings = Settings()
     app = create_app(settings)
     config = uvicorn.Config(

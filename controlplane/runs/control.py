@@ -209,7 +209,7 @@ class ControlVerbs(ABC):
             ):
                 fresh = False
                 frame.unfinished += 1
-                approval.output = approval.finished_ns = None
+                approval.output = approval.output_text = approval.finished_ns = None
                 approval.detail.pop("decided", None)
                 self.event("approval.stale", approval, {"gate": step.path})
                 self._begin_approval(approval)

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from controlplane.runs.state import Frame, StepState
+from controlplane.tools.registry import Tool
 from controlplane.workflows.expressions import Template
 from controlplane.workflows.spec import Verb
 
@@ -48,6 +49,13 @@ def _of_name(frame: Frame, name: str) -> dict[str, Any]:
             return of_templates(owner.frame, [owner.spec.fields["over"]])
         here = None if owner is None else owner.frame
     return {"integrity": "trusted"}
+
+
+def of_result(tool: Tool | None) -> dict[str, Any]:
+    """What a tool's answer is worth: what came from outside, or from a file that a guest wrote, is untrusted."""
+    if tool is None or (tool.kind == "builtin" and tool.builtin_name != "artifact.read"):
+        return {"integrity": "trusted"}
+    return {"integrity": "untrusted", "sources": [tool.name]}
 
 
 def of_step(step: StepState) -> dict[str, Any]:

@@ -81,6 +81,13 @@ def data_question(run: RunState, step: str, uri: str, purpose: str, now_ns: int)
     )
 
 
+def _critical(tool: Tool, args: Mapping[str, Any]) -> list[str]:
+    """Arguments that untrusted content may not decide: those the tool names, or all of one that has an effect."""
+    if tool.http is None or tool.effect == "none":
+        return []
+    return sorted(args if tool.http.critical_args is None else tool.http.critical_args)
+
+
 def tool_questions(
     run: RunState,
     step: str,
@@ -104,6 +111,7 @@ def tool_questions(
         "kind": tool.kind,
         "digest": tool.digest,
         "effect": tool.effect,
+        "critical_args": _critical(tool, args),
     }
     question = {
         **who,

@@ -57,6 +57,7 @@ def load(session: Session, tenant: str, run_id: str) -> tuple[RunState, dict[str
     newest = select(EventRow.seq).where(EventRow.tenant == tenant, EventRow.run == run_id)
     run.events = session.exec(newest.order_by(col(EventRow.seq).desc()).limit(1)).first() or 0
     rows = session.exec(select(StepRow).where(StepRow.tenant == tenant, StepRow.run == run_id)).all()
+    run.output_bytes = sum(len(row.output or "") for row in rows)
     _Rebuild(run, {row.path: row for row in rows}).frame(run.root)
     for call in session.exec(select(CallRow).where(CallRow.tenant == tenant, CallRow.run == run_id)).all():
         step = run.steps.get(call.path)
@@ -143,6 +144,7 @@ def _restore(step: StepState, row: StepRow) -> None:
     step.status, step.number, step.failures = row.status, row.number, row.failures
     step.attempt, step.fence, step.node, step.tier = row.attempt, row.fence, row.node, row.tier
     step.decision, step.due_ns = row.decision, row.due_ns
+    step.output_text = row.output
     step.output, step.error, step.detail = value(row.output), value(row.error), value(row.detail) or {}
     step.report, step.labels = value(row.report), json.loads(row.labels)
     step.placement = None if row.placement is None else msgspec.Raw(row.placement)

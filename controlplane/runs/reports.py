@@ -77,8 +77,7 @@ def _tool(
     if state is not None:
         writes.append(calls.recorded(run, step, state, error is None, report.result if error is None else error))
     step.labels = labels.of_step(step)
-    if tool is not None and tool.kind != "builtin":
-        step.labels = labels.join(step.labels, {"integrity": "untrusted", "sources": [name]})
+    step.labels = labels.join(step.labels, labels.of_result(tool))
     if error is None:
         machine.complete(step, report.result)
     else:

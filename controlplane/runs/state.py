@@ -55,6 +55,7 @@ class StepState:
     decision: str | None = None
     due_ns: int | None = None
     output: Any = None
+    output_text: str | None = None
     error: dict[str, Any] | None = None
     detail: dict[str, Any] = field(default_factory=dict)
     placement: msgspec.Raw | None = None
@@ -116,6 +117,7 @@ class RunState:
     decisions: int = 0
     denied: int = 0
     finished_ns: int | None = None
+    output_bytes: int = 0
     cancel_reason: str | None = None
     root: Frame = field(init=False)
     steps: dict[str, StepState] = field(default_factory=dict)
@@ -165,7 +167,7 @@ def step_write(run: RunState, step: StepState) -> Write:
             "tier": step.tier,
             "decision": step.decision,
             "due_ns": step.due_ns,
-            "output": text(step.output),
+            "output": step.output_text,
             "error": text(step.error),
             "detail": text(step.detail) if step.detail else None,
             "placement": text(step.placement),

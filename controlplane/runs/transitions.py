@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from controlplane.runs import labels
+from controlplane.runs.bounds import TooMuch, bounded
 from controlplane.runs.control import ControlVerbs
 from controlplane.runs.state import Frame, RunState, StepState, error_value, step_write
 from controlplane.store import Write, encoded, insert
@@ -88,7 +89,14 @@ class Machine(ControlVerbs):
         self.settle()
 
     def complete(self, step: StepState, output: Any) -> None:
-        """A step's success, from whoever did its work."""
+        """A step's success, from whoever did its work; an output that is too large or too deep is a failure."""
+        try:
+            text = bounded(output, self.run.output_bytes)
+        except TooMuch as much:
+            self.fail(step, error_value(much.error_type, str(much)))
+            return
+        step.output_text = text
+        self.run.output_bytes += len(text or "")
         self._end(step, "completed", output=output)
 
     def fail(self, step: StepState, error: dict[str, Any], *, guest: bool = True) -> None:
@@ -293,9 +301,11 @@ class Machine(ControlVerbs):
         else:
             try:
                 template = run.workflow.output
-                run.output = run.root.outputs() if template is None else template.render(run.root.scope)
+                output = run.root.outputs() if template is None else template.render(run.root.scope)
+                bounded(output)
+                run.output = output
                 self._status("completed")
-            except ExpressionFailed as failed:
+            except (ExpressionFailed, TooMuch) as failed:
                 run.error = error_value("schema", str(failed))
                 self._status("failed", {"error": run.error})
 

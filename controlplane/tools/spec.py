@@ -100,6 +100,8 @@ class ToolSpec(_Sent):
     """JSON Schema of the arguments, an object."""
     output: dict[str, Any] | None = None
     """JSON Schema of the response body."""
+    critical_args: list[ArgumentName] | None = Field(default=None, max_length=64)
+    """Arguments that decide what the effect does, and to whom. Not given: all, for a tool that has an effect."""
     http: HttpSpec
     secrets: list[SecretBinding] = Field(default=[], max_length=8)
 

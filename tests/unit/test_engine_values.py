@@ -104,3 +104,39 @@ def test_an_instant_at_the_end_of_time_fails_its_step_or_passes(until: str) -> N
     run = make([{"id": "w", "wait": {"until": until}}])
     outcome = apply(run, lambda m: m.start())
     assert run.status == "failed" or all(abs(timer.due_ns) < 2**63 for timer in outcome.timers)
+
+
+def nested(levels: int) -> Any:
+    value: Any = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("output", "kind"), [(nested(129), "schema"), (nested(5_000), "schema"), ("x" * (16 * 1024 * 1024), "schema")]
+)
+def test_an_output_too_deep_or_too_large_fails_its_step(output: Any, kind: str) -> None:
+    run = make([{"id": "a", **NOOP}])
+    apply(run, lambda m: m.start())
+    finish(run, "a", output)
+    assert run.error is not None
+    assert run.error["type"] == kind
+
+
+def test_outputs_that_double_end_before_the_disk_does() -> None:
+    steps = [{"id": "s0", "set": "x" * 1024}]
+    steps += [{"id": f"s{i}", "set": f"${{steps.s{i - 1}.output + steps.s{i - 1}.output}}"} for i in range(1, 40)]
+    run = make(steps)
+    apply(run, lambda m: m.start())
+    assert run.status == "failed"
+    assert run.output_bytes <= 32 * 1024 * 1024
+
+
+def test_a_run_may_not_gather_more_than_its_outputs_may_hold() -> None:
+    run = make([{"id": "a", **NOOP}])
+    apply(run, lambda m: m.start())
+    run.output_bytes = 256 * 1024 * 1024
+    finish(run, "a", 1)
+    assert run.error is not None
+    assert run.error["type"] == "budget"

@@ -63,7 +63,7 @@ tainted contains name if {
 refusals contains {
 	"code": "untrusted_critical_argument",
 	"message": sprintf("Argument %q of %s decides an effect and comes from untrusted content.", [name, input.tool.name]),
-	"remedy": "Give this argument in the workflow or its input, or leave the call to a person.",
+	"remedy": sprintf("Give it in the workflow or its input; or, if %q decides nothing that matters, leave it out of the tool's critical_args.", [name]),
 } if {
 	some name in tainted
 }
