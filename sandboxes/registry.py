@@ -22,7 +22,8 @@ def discover(cache_dir: Path, state_dir: Path, pool_size: int) -> tuple[dict[Tie
             "WasmDriver",
             {"cache_dir": cache_dir, "state_dir": state_dir, "pool_size": pool_size},
         ),
-        Tier.JAIL: ("sandboxes.jail.driver", "JailDriver", {"state_dir": state_dir}),
+        # A folder of its own: reaping, it takes all that is in there for jails.
+        Tier.JAIL: ("sandboxes.jail.driver", "JailDriver", {"state_dir": state_dir / "jail"}),
     }
     drivers: dict[Tier, Driver] = {}
     absent: dict[Tier, str] = {}

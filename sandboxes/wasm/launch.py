@@ -140,6 +140,7 @@ def spawn(state_dir: Path, module: Path, library: Path | None, *, fuel: bool, wa
     root = folder / "root"
     uid = _FIRST_UID + secrets.randbelow(_UIDS) if walls.own_uid else None
     folder.mkdir(mode=0o711, parents=True)
+    write_record(folder, label="", pid=None)  # before anything is mounted: a crash from here on leaves what reap knows
     for part in ("", "inputs", "rw"):
         (root / part).mkdir()
     if walls.hierarchy is not None:
@@ -210,12 +211,12 @@ def spawn(state_dir: Path, module: Path, library: Path | None, *, fuel: bool, wa
     return worker
 
 
-def write_record(folder: Path, *, label: str, pid: int) -> None:
-    """``label`` is empty while nobody claimed the worker."""
+def write_record(folder: Path, *, label: str, pid: int | None) -> None:
+    """``label`` is empty while nobody claimed the worker, ``pid`` is ``None`` while it is not started."""
     record = {
         "label": label,
         "pid": pid,
-        "start": start_time(pid),
+        "start": start_time(pid) if pid is not None else None,
         "owner": os.getpid(),
         "owner_start": start_time(os.getpid()),
     }

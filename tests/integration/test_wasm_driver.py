@@ -17,6 +17,7 @@ from sandboxes.errors import DriverFailed
 from sandboxes.execution import Command, Exited, ExitReason
 from sandboxes.frames import job_frame
 from sandboxes.hostfiles import remove_tree
+from sandboxes.registry import discover
 from sandboxes.spec import Limits, SandboxSpec, Tier
 from sandboxes.wasm.driver import WasmDriver
 from sandboxes.wasm.images import ModuleCache
@@ -81,6 +82,46 @@ async def test_another_driver_reaps_what_a_first_left(driver: WasmDriver, folder
     async with driver.open(SandboxSpec(tier=Tier.WASM), "lost"), driver.open(SandboxSpec(tier=Tier.WASM), "kept"):
         assert await other.reap({"kept"}) == ("lost",)
         assert await other.reap({"kept"}) == ()
+
+
+@pytest.mark.anyio
+async def test_what_a_crash_leaves_before_the_worker_runs_is_reaped(
+    driver: WasmDriver, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = await ModuleCache(folder / "cache" / "wasm").prepare("python", fuel=False)
+    state = folder / "crashed"
+    other = WasmDriver(cache_dir=folder / "cache", state_dir=state, pool_size=0)
+    walls = Walls(bubblewrap=None, hierarchy=None, own_uid=False)
+
+    def crash(*_: object, **__: object) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr("sandboxes.wasm.launch.socket.socketpair", crash)
+        spawn(state / "wasm", module, None, fuel=False, walls=walls)
+    (left,) = (state / "wasm").iterdir()
+    await other.reap(())
+    assert left.is_dir(), "its maker lives and may be about to start it"
+    record = left / "record.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"owner_start": 0}))
+    await other.reap(())
+    assert not left.exists()
+
+
+@pytest.mark.anyio
+async def test_the_tiers_of_a_node_reap_only_what_is_theirs(folder: Path) -> None:
+    state = folder / "node"
+    drivers, _ = discover(folder / "cache", state, 0)
+    if Tier.JAIL not in drivers:
+        pytest.skip("this host has no jail")
+    for tier in drivers:
+        others = [one for one in drivers.values() if one.tier is not tier]
+        async with drivers[tier].open(SandboxSpec(tier=tier), "mine") as sandbox:
+            for other in others:
+                assert await other.reap(()) == ()
+            events = [event async for event in sandbox.execute(Command(language="python", source="6 * 7"))]
+        assert isinstance(events[-1], Exited)
+        assert events[-1].result == 42
 
 
 @pytest.mark.parametrize("source", ["import time; time.sleep(1000)", "while True: pass"], ids=["asleep", "busy"])
