@@ -84,10 +84,11 @@ def create(
     state_dir: Path, spec: SandboxSpec, label: str, *, strength: Strength, uid: int, hierarchy: Hierarchy | None
 ) -> Box:
     """Make the folders, the bounds and the record. Raises ``DriverFailed``; what was made is gone then."""
-    state_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+    state_dir.mkdir(parents=True, exist_ok=True)
+    state_dir.chmod(_root_mode(strength))
     root = folder(state_dir, label)
     try:
-        root.mkdir(mode=_root_mode(strength))
+        root.mkdir()
     except FileExistsError:
         raise DriverFailed(f"a sandbox labelled {label!r} exists already; end it or reap it first") from None
     group = Group(hierarchy, f"stockade-{root.name}") if hierarchy is not None else None
@@ -101,6 +102,7 @@ def create(
         inputs={mount.name: mount.source for mount in spec.mounts},
     )
     try:
+        root.chmod(_root_mode(strength))
         box.record(None)
         _fill(box)
         if group is not None:
@@ -116,20 +118,20 @@ def create(
 
 def _fill(box: Box) -> None:
     for name in ("inputs", "files"):
-        (box.root / name).mkdir(mode=0o755)
+        _open_folder(box.root / name)
     if box.strength is Strength.FULL:
         inodes = box.limits.inodes + OWN_INODES
         _mount_tmpfs(box.files, f"size={box.limits.disk_bytes},nr_inodes={inodes},mode=0755")
     for name in ("etc", "guest", "empty"):
-        (box.files / name).mkdir(mode=0o755)
+        _open_folder(box.files / name)
     for name, text in rootfs.etc_files(box.uid).items():
-        (box.files / "etc" / name).write_text(text)
+        open_file(box.files / "etc" / name, text.encode())
     for name in rootfs.etc_folders():
-        (box.files / "etc" / name).mkdir()
+        _open_folder(box.files / "etc" / name)
     for name, data in python.prepared().files.items():
         place = box.files / "guest" / name
-        place.parent.mkdir(mode=0o755, exist_ok=True)
-        place.write_bytes(data)
+        _open_folder(place.parent)
+        open_file(place, data)
     for name, source in box.inputs.items():
         box.inputs[name] = _readable(name, source, box.root / "inputs")
     for own in (box.files / "tmp", box.outputs):
@@ -137,6 +139,17 @@ def _fill(box: Box) -> None:
         if os.geteuid() == 0:
             os.chown(own, box.uid, box.uid)
     reopen(box)
+
+
+def open_file(place: Path, data: bytes) -> None:
+    """Write what any uid may read, whatever this process's umask is. Only in folders that others cannot reach."""
+    place.write_bytes(data)
+    place.chmod(0o644)
+
+
+def _open_folder(place: Path) -> None:
+    place.mkdir(exist_ok=True)
+    place.chmod(0o755)
 
 
 def reopen(box: Box) -> None:

@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from sandboxes.errors import DriverFailed
 from sandboxes.execution import Command
 from sandboxes.jail import python, rootfs, seccomp
-from sandboxes.jail.box import Box
+from sandboxes.jail.box import Box, open_file
 from sandboxes.spec import Limits, Strength
 
-_JOIN = """
+_BEGIN = """
+umask 022
 n=$1; shift
 while [ "$n" -gt 0 ]; do
   echo 0 >"$1" || exit 125
@@ -120,11 +121,12 @@ def _anonymous(stack: contextlib.ExitStack, name: str, data: bytes) -> int:
 
 
 def _outside(box: Box) -> list[str]:
-    if box.group is not None:
-        return ["/bin/sh", "-c", _JOIN, "sh", str(len(box.group.joins)), *(str(each) for each in box.group.joins)]
-    if os.geteuid() == 0:
-        return ["setpriv", f"--reuid={box.uid}", f"--regid={box.uid}", "--clear-groups", "--"]
-    return []
+    """Join the control groups, and give the guest the usual umask, not the node's closed one."""
+    joins = [] if box.group is None else [str(each) for each in box.group.joins]
+    begin = ["/bin/sh", "-c", _BEGIN, "sh", str(len(joins)), *joins]
+    if box.group is None and os.geteuid() == 0:
+        return [*begin, "setpriv", f"--reuid={box.uid}", f"--regid={box.uid}", "--clear-groups", "--"]
+    return begin
 
 
 def _own_uid(box: Box) -> list[str]:
@@ -174,4 +176,4 @@ def write_program(box: Box, command: Command) -> None:
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in command.env.items())
     body = command.source if command.language == "shell" else 'exec "$@"\n'
     if command.language != "python":
-        (box.files / "guest" / _PROGRAM).write_text(exports + body)
+        open_file(box.files / "guest" / _PROGRAM, (exports + body).encode())

@@ -137,16 +137,25 @@ class ModuleCache:
         folder = self.library(image.name)
         if folder is None or image.library is None:
             return
-        folder.mkdir(mode=0o755, exist_ok=True)
+        folder.mkdir(exist_ok=True)
+        folder.chmod(0o755)
         origin = source.parent / Path(image.library).name
         with zipfile.ZipFile(origin) as library:
             if _MATPLOTLIB_DATA in library.namelist():
                 with library.open(_MATPLOTLIB_DATA) as inner, zipfile.ZipFile(inner) as data:
                     data.extractall(folder / "mpl-data")
+                _open_to_all(folder / "mpl-data")
         fresh = folder / ".new"
         shutil.copyfile(origin, fresh)
         fresh.chmod(0o644)
         fresh.replace(folder / image.library_name)
+
+
+def _open_to_all(folder: Path) -> None:
+    """Workers have a uid of their own. The cache around it stays closed."""
+    folder.chmod(0o755)
+    for entry in folder.rglob("*"):
+        entry.chmod(0o755 if entry.is_dir() else 0o644)
 
 
 async def _compile(source: Path, digest: str, target: Path, *, fuel: bool) -> None:
