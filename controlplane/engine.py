@@ -72,9 +72,9 @@ class Engine:
                     tenant=tenant,
                     declared=declared,
                     token_hash=row.token_hash,
+                    proof_hash=row.proof_hash,
                     last_seen=time.monotonic(),
                     seen_ns=row.seen_ns,
-                    lost=row.status == "lost",
                     silent_since_start=True,
                 )
             )
@@ -89,6 +89,7 @@ class Engine:
         """Take one open run into memory and let it go on."""
         tenant = self.settings.tenant
         found = await self.store.read(lambda s: recovery.load(s, tenant, run_id))
+        self.controller.taken_up(run_id)
         if found is None:
             return
         run, pinned = found

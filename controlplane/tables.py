@@ -186,6 +186,7 @@ class NodeRow(SQLModel, table=True):
     identity: str
     boot_id: str
     token_hash: str
+    proof_hash: str
     status: str  # ready, draining, cordoned, lost
     fence: int = 0  # the last fence given to any attempt on it
     declared: str = Field(sa_column=_text())  # the Register message

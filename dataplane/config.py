@@ -12,7 +12,7 @@ import ipaddress
 import os
 import secrets
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -90,12 +90,16 @@ def keep_secret(path: Path, value: str) -> None:
     temporary.replace(path)
 
 
-def stable_identity(config: NodeConfig) -> str:
-    """``NAME-RANDOM``, made at the first start in this state directory and kept."""
+def stable_identity(config: NodeConfig) -> tuple[str, str]:
+    """``NAME-RANDOM`` and the secret that proves it, made at the first start in this state directory and kept."""
     config.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path = config.state_dir / "identity"
+    name = _kept(config.state_dir / "identity", lambda: f"{config.name}-{secrets.token_hex(6)}")
+    return name, _kept(config.state_dir / "identity.proof", lambda: secrets.token_hex(32))
+
+
+def _kept(path: Path, make: Callable[[], str]) -> str:
     if path.is_file() and (known := path.read_text().strip()):
         return known
-    fresh = f"{config.name}-{secrets.token_hex(6)}"
+    fresh = make()
     keep_secret(path, fresh)
     return fresh

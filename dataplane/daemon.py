@@ -77,7 +77,7 @@ class NodeDaemon:
     ) -> None:
         self._config = config
         self._drivers = drivers
-        self._identity = stable_identity(config)
+        self._identity, self._proof = stable_identity(config)
         self._boot_id = secrets.token_hex(8)
         self._heartbeat_seconds = 3.0
         self._heartbeat_due = 0.0
@@ -116,8 +116,11 @@ class NodeDaemon:
         pid_file = self._config.state_dir / "node.pid"
         try:
             await anyio.to_thread.run_sync(self._prepare_state, pid_file)
-            for driver in self._drivers.values():
-                await driver.reap(keep=())
+            for tier, driver in self._drivers.items():
+                try:
+                    await driver.reap(keep=())
+                except (DriverFailed, OSError) as error:
+                    log.error("leftovers of an earlier daemon stay", tier=tier, error=str(error))
             sent = self.lease.clock()
             outage = Outage(self._config.checked_url(), self._config.read_join_token())
             answer = await insist(self._control_plane.join, outage.failed)
@@ -188,7 +191,7 @@ class NodeDaemon:
     # --- registration
 
     def _describe(self) -> Register:
-        return self._inventory.registration(self._identity, self._boot_id)
+        return self._inventory.registration(self._identity, self._proof, self._boot_id)
 
     def _accepted(self, answer: Registered) -> None:
         self._node = answer.node

@@ -58,13 +58,14 @@ class Inventory:
         self._told_data: list[DataRoot] = []
         self._told_images: list[ImageState] = []
 
-    def registration(self, identity: str, boot_id: str) -> Register:
+    def registration(self, identity: str, proof: str, boot_id: str) -> Register:
         """All there is; from here on heartbeats tell the changes."""
         self._told_images, self._told_data = self._images(), self._data
         self._cache.tell_all()
         return Register(
             identity=identity,
             boot_id=boot_id,
+            proof=proof,
             version=VERSION,
             features=sorted(FEATURES),
             capacity=self._total,

@@ -54,10 +54,14 @@ class DataRoot(Wire):
 
 
 class Register(Wire):
-    """``identity`` is the node's stable secretless name; a new ``boot_id`` under it ends its earlier attempts."""
+    """``identity`` is the node's stable name; a new ``boot_id`` under it ends its earlier attempts.
+
+    ``proof`` is a secret that the node made with its name and keeps: who registers the name again must have it.
+    """
 
     identity: str
     boot_id: str
+    proof: str
     version: int
     features: list[str]
     capacity: Capacity

@@ -40,7 +40,7 @@ async def delete_node(node_id: NodeId, principal: Admin, services: ServicesDep) 
         raise not_found("node", node_id, _LISTED)
     inventory, controller = services.engine.inventory, services.engine.controller
     async with inventory.joining:
-        node = inventory.nodes.get(node_id) or inventory.by_name(node_id)
+        node = inventory.nodes.get(node_id) or inventory.by_name(principal.tenant, node_id)
         if node is None or node.tenant != principal.tenant:
             raise not_found("node", node_id, _LISTED)
         held = sum(1 for _run, step in controller.attempts.values() if step.node == node.id)

@@ -44,6 +44,7 @@ class Node:
     tenant: str
     declared: Register
     token_hash: str
+    proof_hash: str
     last_seen: float
     seen_ns: int
     lost: bool = False
@@ -184,8 +185,11 @@ class Node:
                 taken.append(assignment)
         return taken
 
-    def heard(self, heartbeat: Heartbeat) -> None:
-        """Take in a heartbeat; an assignment the node does not hold two heartbeats after it was sent is sent again."""
+    def heard(self, heartbeat: Heartbeat) -> bool:
+        """Take in a heartbeat; an assignment the node does not hold two heartbeats after it was sent is sent again.
+
+        ``True`` if what the node declared has changed.
+        """
         self.draining = heartbeat.draining
         if heartbeat.images is not None:
             self.declared.images = heartbeat.images
@@ -204,6 +208,7 @@ class Node:
                 if reservation.sent > 2:
                     reservation.sent = None
                     self.publish(reservation.assignment)
+        return heartbeat.images is not None or heartbeat.data is not None
 
 
 class Inventory:
@@ -241,9 +246,9 @@ class Inventory:
         """Whose bearer this is."""
         return self._by_token.get(token_hash)
 
-    def by_name(self, name: str) -> Node | None:
+    def by_name(self, tenant: str, name: str) -> Node | None:
         """The node that registered under this name."""
-        return next((node for node in self.nodes.values() if node.name == name), None)
+        return next((node for node in self.nodes.values() if (node.tenant, node.name) == (tenant, name)), None)
 
     def release(self, node_id: str | None, attempt: str | None) -> None:
         """An attempt has ended: its capacity is free."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -17,13 +18,14 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from controlplane.engine import Engine
-from controlplane.errors import conflict, invalid_request, not_found, unauthorized
+from controlplane.errors import conflict, invalid_request, not_found, too_large, unauthorized
 from controlplane.errors import field_problem as problem
 from controlplane.ids import new_id
 from controlplane.nodes.inventory import Node
-from controlplane.runs import reports
+from controlplane.runs import labels, reports
+from controlplane.runs.state import StepState
 from controlplane.services import Services
-from controlplane.store import upsert
+from controlplane.store import Write, upsert
 from controlplane.tables import NodeRow
 from controlplane.times import rfc3339
 from controlplane.tokens import hash_token, make_token
@@ -46,6 +48,10 @@ from dataplane.protocol import (
 T = TypeVar("T")
 WAIT_MOST = 30.0
 BATCH_MOST = 256
+REGISTER_MOST = 256 * 1024
+PROOF_LEAST = 32
+AMOUNT_MOST = 2**53
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _encode = msgspec.json.Encoder().encode
 
 
@@ -85,8 +91,9 @@ def _node(request: Request, engine: Engine) -> Node:
 async def _body(request: Request, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(await request.body(), type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise invalid_request([problem("", str(error)[:500], "send what dataplane.protocol says")]) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        why = "nested too deeply" if isinstance(error, RecursionError) else str(error)[:500]
+        raise invalid_request([problem("", why, "send what dataplane.protocol says")]) from None
 
 
 def _json(value: Any) -> Response:
@@ -96,11 +103,13 @@ def _json(value: Any) -> Response:
 async def register(request: Request) -> Response:
     """A node joins, or comes back after a restart: a new boot ends its earlier attempts at once."""
     services, engine = _parts(request)
-    token = _bearer(request)
-    message = await _body(request, Register)
-    tenant = await services.identities.join_tenant(token)
+    tenant = await services.identities.join_tenant(_bearer(request))
     if tenant is None:
         raise unauthorized("The join token is wrong or has expired: make one with `stockade node join-token`.")
+    if int(request.headers.get("content-length") or REGISTER_MOST + 1) > REGISTER_MOST:
+        raise too_large(REGISTER_MOST)
+    message = await _body(request, Register)
+    _check_claims(message)
     if message.version > VERSION or message.version < VERSION - 1:
         fix = f"this control plane speaks version {VERSION}"
         raise invalid_request([problem("/version", f"version {message.version} is not served", fix)])
@@ -124,12 +133,20 @@ async def register(request: Request) -> Response:
 
 async def _join(engine: Engine, tenant: str, message: Register, token_hash: str) -> Node:
     """Store the registration, then let it take the place of an earlier one."""
-    known = engine.inventory.by_name(message.identity)
+    known = engine.inventory.by_name(tenant, message.identity)
+    proof_hash = hash_token(message.proof)
+    if known is not None and known.proof_hash != proof_hash:
+        raise conflict(
+            f"Another node is named {message.identity}. If that one lost its state folder, "
+            f"`stockade node rm {message.identity}` frees the name."
+        )
+    message.proof = ""
     node = Node(
         id=known.id if known is not None else new_id("node"),
         tenant=tenant,
         declared=message,
         token_hash=token_hash,
+        proof_hash=proof_hash,
         last_seen=time.monotonic(),
         seen_ns=time.time_ns(),
     )
@@ -139,6 +156,7 @@ async def _join(engine: Engine, tenant: str, message: Register, token_hash: str)
         "identity": message.identity,
         "boot_id": message.boot_id,
         "token_hash": node.token_hash,
+        "proof_hash": node.proof_hash,
         "status": "ready",
         "fence": 0,
         "declared": msgspec.json.encode(message).decode(),
@@ -166,7 +184,8 @@ async def pull(request: Request) -> Response:
     revived = node.lost or node.silent_since_start
     node.lost = node.silent_since_start = False
     if message.heartbeat is not None:
-        node.heard(message.heartbeat)
+        if node.heard(message.heartbeat):
+            _keep(engine, node)
         _cancel_again(engine, node, message.heartbeat)
     if revived or message.heartbeat is not None:
         engine.inventory.changed.set()
@@ -195,11 +214,28 @@ async def pull(request: Request) -> Response:
     return _json(response)
 
 
+def _keep(engine: Engine, node: Node) -> None:
+    """What the node declares has changed: a restart must find it as it is now."""
+    row = (msgspec.json.encode(node.declared).decode(), node.seen_ns, node.tenant, node.id)
+    engine.journal.append([Write("UPDATE node SET declared=?, seen_ns=? WHERE tenant=? AND id=?", row)])
+
+
+def _check_claims(message: Register) -> None:
+    """Amounts that no machine has are a mistake or worse. What else a node says of itself is taken as its word."""
+    if len(message.proof) < PROOF_LEAST:
+        fix = f"send at least {PROOF_LEAST} random characters, the same at every registration"
+        raise invalid_request([problem("/proof", "the proof of the name is too short", fix)])
+    for name, amount in msgspec.to_builtins(message.capacity).items():
+        if not 0 <= amount <= AMOUNT_MOST:
+            fix = f"send 0 to {AMOUNT_MOST}"
+            raise invalid_request([problem(f"/capacity/{name}", f"{amount} is not an amount", fix)])
+
+
 def _cancel_again(engine: Engine, node: Node, heartbeat: Heartbeat) -> None:
     """Say with every heartbeat what of it must end: the answer that said so before may have been lost."""
     queued = {(one.attempt, one.fence) for one in node.directives if one.kind == "cancel"}
     for attempt, fence in heartbeat.attempts:
-        if (attempt, fence) in queued:
+        if (attempt, fence) in queued or engine.controller.is_parked(attempt):
             continue
         found = engine.controller.current(attempt, fence)
         if found is not None and found[1].node == node.id:
@@ -287,12 +323,18 @@ async def upload(request: Request) -> Response:
     if found is None or found[1].node != node.id:
         raise conflict("The fence is not current; drop this work.")
     run, step = found
-    name, media_type = query.get("name", "output")[:255], query.get("media_type", "application/octet-stream")[:128]
+    name = _CONTROL.sub("_", query.get("name", "output")[:255]) or "output"
+    media_type = query.get("media_type", "application/octet-stream")[:128]
     stored = await services.artifacts.put(
-        run.tenant, name, media_type, request.stream(), run=run.id, path=step.path, labels=step.labels
+        run.tenant, name, media_type, request.stream(), run=run.id, path=step.path, labels=_labels(step)
     )
     fields = {field: stored[field] for field in ("id", "name", "digest", "size_bytes", "media_type")}
     return _json(ArtifactRef(**fields))
+
+
+def _labels(step: StepState) -> dict[str, Any]:
+    """What a file inherits that a step writes while it runs."""
+    return labels.join(labels.of_step(step), step.labels)
 
 
 async def download(request: Request) -> Response:
@@ -315,7 +357,8 @@ async def download(request: Request) -> Response:
         for call in step.calls.values()
     )
     opened = await services.artifacts.open(run.tenant, artifact) if granted or asked else None
-    if opened is None:
+    # An id that a guest made up opens nothing: a run reads its own artifacts and those that whoever started it named.
+    if opened is None or (opened[0]["run"] != run.id and artifact not in run.named_artifacts):
         raise not_found("artifact", artifact)
     shown, stream = opened
     headers = {"x-stockade-digest": shown["digest"], "content-length": str(shown["size_bytes"])}

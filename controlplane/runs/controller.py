@@ -46,6 +46,7 @@ class Controller:
         self.reload: Callable[[str], Any] = lambda _run: None
         self._timers: list[tuple[int, int, str, str]] = []
         self._order = itertools.count()
+        self._parked: dict[str, str] = {}
         self._timer_event = asyncio.Event()
 
     # -- applying ---------------------------------------------------------------------------------------------------
@@ -162,6 +163,7 @@ class Controller:
             for attempt, (owner, _step) in list(self.attempts.items()):
                 if owner is run:
                     del self.attempts[attempt]
+                    self._parked[attempt] = run.id
             self.reload(run.id)
 
     # -- timers -----------------------------------------------------------------------------------------------------
@@ -212,6 +214,14 @@ class Controller:
         if found is None or found[1].attempt != attempt or found[1].fence != fence or found[0].parked:
             return None
         return found
+
+    def is_parked(self, attempt: str) -> bool:
+        """Whether the attempt's run is being taken from the database again: neither current nor stale."""
+        return attempt in self._parked
+
+    def taken_up(self, run_id: str) -> None:
+        """The run is in memory again, or at its end."""
+        self._parked = {attempt: run for attempt, run in self._parked.items() if run != run_id}
 
     def node_gone(self, node_id: str, kind: str, message: str) -> None:
         """Every attempt of a node is over: dispatch the steps again."""

@@ -14,6 +14,7 @@ from typing import Any
 from controlplane.authorization.values import Decision, PolicyUnavailable
 from controlplane.placement.dispatcher import Dispatcher, denial
 from controlplane.runs import calls, labels
+from controlplane.runs.bounds import TooMuch, bounded
 from controlplane.runs.controller import Controller, decision_write
 from controlplane.runs.journal import JournalFailed
 from controlplane.runs.reports import tool_error
@@ -27,6 +28,7 @@ from dataplane.protocol import Ack, AuthorizeAnswer, AuthorizeRequest, CallResul
 
 RETRY_SECONDS = 0.5
 CALLS_MOST = 10_000
+REFUSED_MOST = 200
 
 
 class Gateway:
@@ -57,15 +59,22 @@ class Gateway:
         return [answers[index] for index in range(len(requests))]
 
     async def _authorize(self, node: str, request: AuthorizeRequest) -> AuthorizeAnswer:
+        if self._controller.is_parked(request.attempt):
+            return AuthorizeAnswer(call=request.call, unavailable=True, retry_seconds=RETRY_SECONDS)
         if not self._may_call(node, request):
             return AuthorizeAnswer(call=request.call, stale=True)
         run, step = self._controller.attempts[request.attempt]
         if len(step.calls) >= CALLS_MOST:
             return _refused(request, "budget", f"a step may make {CALLS_MOST} calls")
+        if step.refused_calls >= REFUSED_MOST:
+            return _refused(request, "budget", f"{REFUSED_MOST} calls of this step were refused; no more are asked for")
         try:
+            bounded(request.args)
             call = self._call(run, step, request)
         except WorkRefused as refused:
             return AuthorizeAnswer(call=request.call, error=refused.error)
+        except TooMuch as much:
+            return _refused(request, much.error_type, str(much))
         known = step.calls.get(call.key)
         if known is not None and known.state == "recorded" and known.ok and known.effect != "none":
             reuse = calls.reused(run, step, known, request.attempt, request.call)
@@ -126,6 +135,7 @@ class Gateway:
         refused = next((one for one in decisions if not one.allow), None)
         if refused is not None:
             error = denial(refused)
+            step.refused_calls += 1
             shown = {"tool": call.tool.name, "decision": refused.id, "reasons": error["reasons"]}
             writes = _log(run, step, decisions)
             await self._controller.applied(run, lambda m: m.event("call.refused", step, shown), writes)
@@ -150,6 +160,8 @@ class Gateway:
         return [task.result() for task in tasks]
 
     async def _record(self, node: str, result: CallResult) -> Ack:
+        if self._controller.is_parked(result.attempt):
+            return Ack(ok=False, message="not stored, send it again")
         found = self._controller.current(result.attempt, result.fence)
         if found is None or found[1].node != node:
             return Ack(ok=False, stale=True, message="the fence is not current")
@@ -165,8 +177,11 @@ class Gateway:
             value = tool_error(result.error or {})
         elif tool is not None and (problems := check_output(tool, value)):
             return Ack(ok=False, message=f"{state.tool} answered with something else than it declares: {problems[0]}")
-        if tool is not None and tool.kind != "builtin":
-            step.labels = labels.join(step.labels, {"integrity": "untrusted", "sources": [state.tool]})
+        try:
+            bounded(value)
+        except TooMuch as much:
+            ok, value = False, tool_error({"type": much.error_type, "message": str(much)})
+        step.labels = labels.join(step.labels, labels.of_result(tool))
         shown: dict[str, Any] = {"tool": state.tool, "ok": ok, "decision": state.decision}
         write = calls.recorded(run, step, state, ok, value)
 

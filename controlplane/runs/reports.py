@@ -26,6 +26,9 @@ Answer = Callable[[Ack], None]
 
 def take(controller: Controller, tools: ToolRegistry, node_id: str, report: Report, answer: Answer) -> None:
     """Apply one report; ``answer`` is called when it is durable, or found stale."""
+    if controller.is_parked(report.attempt):
+        answer(Ack(ok=False, message="not stored, send it again"))
+        return
     found = controller.current(report.attempt, report.fence)
     controller.inventory.release(node_id, report.attempt)
     if found is None or found[1].node != node_id:

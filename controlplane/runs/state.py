@@ -7,7 +7,9 @@ It is rebuilt from rows after a restart (``recovery``), so everything that canno
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -18,6 +20,7 @@ from controlplane.workflows.expressions import Scope
 from controlplane.workflows.graph import Block, CompiledStep, CompiledWorkflow
 
 TERMINAL = frozenset({"completed", "failed", "skipped", "cancelled"})
+_ARTIFACT_ID = re.compile(r"art_[0-9a-z]{26}")
 RUN_TERMINAL = frozenset({"completed", "failed", "cancelled"})
 
 
@@ -66,6 +69,8 @@ class StepState:
     cancelling: bool = False
     # Since when it has had no place on any node; lost with the process, which only makes it wait longer.
     unplaced_ns: int | None = None
+    # Calls of this process' time that were refused: asking again and again must not fill the journal.
+    refused_calls: int = 0
     # Control verbs: the frames below, by index (-1: the only one), and for a map what it iterates over.
     frames: dict[int, Frame] = field(default_factory=dict)
     items: list[Any] = field(default_factory=list)
@@ -123,6 +128,12 @@ class RunState:
     steps: dict[str, StepState] = field(default_factory=dict)
     partition: int = field(init=False)
     parked: str | None = None
+
+    @cached_property
+    def named_artifacts(self) -> frozenset[str]:
+        """Artifacts that whoever submitted the run named, in its definition or its input."""
+        said = encoded([self.workflow.definition.model_dump(mode="json"), self.input])
+        return frozenset(_ARTIFACT_ID.findall(said))
 
     def __post_init__(self) -> None:
         self.partition = partition_of(self.id)

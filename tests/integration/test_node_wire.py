@@ -32,17 +32,22 @@ class Plane:
 
     async def register(self, boot: str = "boot_1", name: str = "n1") -> str:
         """The bearer."""
+        answer = await self.try_register(boot, name)
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["token"])
+
+    async def try_register(self, boot: str = "boot_1", name: str = "n1", **more: Any) -> httpx2.Response:
         body = {
             "identity": name,
             "boot_id": boot,
+            "proof": "p" * 64,
             "version": 1,
             "features": ["freeze", "tool_gateway"],
             "capacity": CAPACITY,
             "tiers": {},
+            **more,
         }
-        answer = await self.call("register", self.join_token, body)
-        assert answer.status_code == 200, answer.text
-        return str(answer.json()["token"])
+        return await self.call("register", self.join_token, body)
 
     async def call(self, what: str, token: str, body: Any) -> httpx2.Response:
         headers = {"Authorization": f"Bearer {token}"}
@@ -186,7 +191,7 @@ async def test_a_node_with_attempts_is_removed_only_when_it_is_lost(plane: Plane
     refused = await plane.remove()
     assert (refused.status_code, refused.json()["type"]) == (409, "/problems/conflict")
     assert plane.engine.controller.current(attempt, fence) is not None
-    node = plane.engine.inventory.by_name("n1")
+    node = plane.engine.inventory.by_name("default", "n1")
     assert node is not None
     node.lost = True
     assert (await plane.remove()).status_code == 204
@@ -210,3 +215,42 @@ async def test_output_with_a_gap_is_told_where_to_go_on(plane: Plane) -> None:
     chunks = [{**at, "offset": 0, "data": "YWI="}, {**at, "offset": 5, "data": "YWI="}, {**at, "offset": -1}]
     stored, gap, wrong = (await plane.call("output", token, chunks)).json()
     assert (stored, gap["ok"], gap["stored_bytes"], wrong["ok"]) == ({"ok": True}, False, 2, False)
+
+
+async def test_a_name_is_its_first_nodes_until_it_is_removed(tmp_path: Path) -> None:
+    async with started(tmp_path) as one:
+        token = await one.register()
+        taken = await one.try_register(boot="boot_2", proof="x" * 64)
+        assert (taken.status_code, (await one.pull(token)).status_code) == (409, 200)
+        assert "stockade node rm n1" in taken.json()["detail"]
+        assert (await one.remove()).status_code == 204
+        assert (await one.try_register(boot="boot_2", proof="x" * 64)).status_code == 200
+
+
+@pytest.mark.parametrize("amount", [-5, 2**63 - 1])
+async def test_amounts_that_no_machine_has_are_refused(tmp_path: Path, amount: int) -> None:
+    async with started(tmp_path) as one:
+        answer = await one.try_register(capacity={**CAPACITY, "slots": amount})
+        assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/capacity/slots")
+
+
+async def test_a_body_is_not_read_before_the_token(tmp_path: Path) -> None:
+    deep = "[" * 5_000 + "]" * 5_000
+    async with started(tmp_path) as one:
+        url, join = "/node/v1/register", {"Authorization": f"Bearer {one.join_token}"}
+        stranger = await one.client.post(url, headers={"Authorization": "Bearer x"}, content=deep)
+        friend = await one.client.post(url, headers=join, content='{"x":' + deep + "}")
+        large = await one.client.post(url, headers=join, content=b" " * (300 * 1024))
+        assert [answer.status_code for answer in (stranger, friend, large)] == [401, 422, 413]
+
+
+async def test_data_roots_told_by_heartbeat_are_there_after_a_restart(tmp_path: Path) -> None:
+    root = {"name": "logs", "size_bytes": 1, "digest": "sha256:0", "files": 1}
+    async with started(tmp_path) as one:
+        token = await one.register()
+        beat = {"free": CAPACITY, "data": [root]}
+        assert (await one.pull(token, lane="report", heartbeat=beat)).status_code == 200
+    async with started(tmp_path) as again:
+        node = await again.node()
+        assert node is not None
+        assert [data["name"] for data in node["data"]] == ["logs"]

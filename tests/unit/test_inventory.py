@@ -12,8 +12,17 @@ CAPACITY = Capacity(cpu_milli=4000, memory_bytes=1 << 30, slots=4)
 
 
 def node(bearer: str = "t1", **more: Any) -> Node:
-    declared = Register(identity="n", boot_id="b", version=1, features=[], capacity=CAPACITY, tiers={})
-    return Node(id="node_1", tenant="default", declared=declared, token_hash=bearer, last_seen=0.0, seen_ns=0, **more)
+    declared = Register(identity="n", boot_id="b", proof="", version=1, features=[], capacity=CAPACITY, tiers={})
+    return Node(
+        id="node_1",
+        tenant="default",
+        declared=declared,
+        token_hash=bearer,
+        proof_hash="",
+        last_seen=0.0,
+        seen_ns=0,
+        **more,
+    )
 
 
 def test_what_a_node_holds_is_made_once_until_it_changes() -> None:

@@ -222,9 +222,10 @@ def test_loopback_or_tls(url: str, tmp_path: Path) -> None:
 
 def test_identity_and_join_token_are_kept(tmp_path: Path) -> None:
     config = NodeConfig(url="http://127.0.0.1", state_dir=tmp_path / "s", name="gpu-1")
-    identity = stable_identity(config)
+    identity, proof = stable_identity(config)
     assert identity.startswith("gpu-1-")
-    assert stable_identity(config) == identity
+    assert len(proof) == 64
+    assert stable_identity(config) == (identity, proof)
     with pytest.raises(ConfigError, match="join-token"):
         config.read_join_token()
     (tmp_path / "s" / "node.token").write_text("kept\n")

@@ -117,6 +117,7 @@ def upgrade() -> None:
         sa.Column("identity", sa.String(), nullable=False),
         sa.Column("boot_id", sa.String(), nullable=False),
         sa.Column("token_hash", sa.String(), nullable=False),
+        sa.Column("proof_hash", sa.String(), nullable=False),
         sa.Column("status", sa.String(), nullable=False),
         sa.Column("fence", sa.Integer(), nullable=False),
         sa.Column("declared", sa.Text(), nullable=False),
