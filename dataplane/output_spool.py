@@ -21,11 +21,15 @@ MEMORY_BYTES = 4 * 1024 * 1024
 CHUNK_BYTES = 64 * 1024
 BATCH_BYTES = 1024 * 1024
 BATCH_CHUNKS = 256
+PROGRESS_SECONDS = 0.1
+"""Between two requests that carry nothing but progress."""
 _OVERHEAD = 128
 
 
 class OutputSpool:
     """``put`` never waits; ``serve`` sends in order until cancelled. A stale attempt's chunks are dropped.
+
+    Of progress only the newest of each attempt is kept, and it never waits behind output.
 
     Bytes the control plane does not take, or does not have any more, leave a line in the stream that says how many;
     what comes after them still arrives.
@@ -37,6 +41,7 @@ class OutputSpool:
         self._memory_bytes = memory_bytes
         self._memory: deque[OutputChunk] = deque()
         self._memory_used = 0
+        self._progress: dict[tuple[str, int], OutputChunk] = {}
         fd, name = tempfile.mkstemp(dir=folder)
         Path(name).unlink()
         self._file = os.fdopen(fd, "w+b")
@@ -59,6 +64,10 @@ class OutputSpool:
         key = (chunk.attempt, chunk.fence)
         if key in self._stale:
             return
+        if chunk.stream == "progress":
+            self._progress[key] = chunk
+            self._wake.set()
+            return
         if not self.spilled_bytes and self._joined(chunk):
             return
         self._pending[key] = self._pending.get(key, 0) + 1
@@ -77,7 +86,6 @@ class OutputSpool:
         last = self._memory[-1] if self._memory else None
         if (
             last is None
-            or chunk.stream == "progress"
             or (last.attempt, last.fence, last.stream) != (chunk.attempt, chunk.fence, chunk.stream)
             or last.offset + len(last.data) != chunk.offset
             or len(last.data) + len(chunk.data) > CHUNK_BYTES
@@ -117,6 +125,8 @@ class OutputSpool:
             for chunk, ack in gaps:
                 self._lost(chunk, ack.message)
             self._forget(batch)
+            if all(chunk.stream == "progress" for chunk in batch):
+                await anyio.sleep(PROGRESS_SECONDS)
 
     async def _send(self, batch: list[OutputChunk]) -> list[tuple[OutputChunk, Ack]]:
         """Send chunks. Returns those not taken because bytes before them are missing there."""
@@ -166,7 +176,10 @@ class OutputSpool:
         log.warning("output lost", attempt=chunk.attempt, stream=chunk.stream, bytes=len(chunk.data), error=why[:300])
 
     def _take(self) -> list[OutputChunk]:
-        batch: list[OutputChunk] = []
+        newest = list(self._progress.values())[: BATCH_CHUNKS // 2]
+        for chunk in newest:
+            del self._progress[chunk.attempt, chunk.fence]
+        batch = [chunk for chunk in newest if (chunk.attempt, chunk.fence) not in self._stale]
         total = 0
         while len(batch) < BATCH_CHUNKS and total < BATCH_BYTES:
             chunk = self._next()
@@ -198,6 +211,8 @@ class OutputSpool:
 
     def _forget(self, chunks: list[OutputChunk]) -> None:
         for chunk in chunks:
+            if chunk.stream == "progress":
+                continue
             key = (chunk.attempt, chunk.fence)
             left = self._pending[key] - 1
             if left:

@@ -92,3 +92,27 @@ async def test_output_goes_on_where_the_control_plane_lost_what_it_had(tmp_path:
     spool.close()
     assert plane.stored() == b"on\n[stockade: 2 bytes of output were lost here]\ntwo three"
     assert plane.stored("stderr") == b"e"
+
+
+async def test_a_flood_of_progress_keeps_its_newest_and_delays_no_output(tmp_path: Path) -> None:
+    sent: list[OutputChunk] = []
+
+    class Recorder:
+        async def output(self, chunks: list[OutputChunk]) -> list[Ack]:
+            sent.extend(chunks)
+            return [Ack(ok=True) for _ in chunks]
+
+    plane: Any = Recorder()
+    spool = OutputSpool(plane, tmp_path / "spool", memory_bytes=4096)
+    for number in range(10_000):
+        text = f"{number} {'x' * 900}"
+        spool.put(OutputChunk(attempt="flood", fence=1, stream="progress", offset=0, fraction=0.5, text=text))
+    spool.put(OutputChunk(attempt="other", fence=1, stream="stdout", offset=0, data=b"hello"))
+    assert spool.spilled_bytes == 0
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(spool.serve)
+            assert await spool.flushed("other", 1, 5)
+            tasks.cancel_scope.cancel()
+    spool.close()
+    assert [(chunk.attempt, chunk.text.split()[:1]) for chunk in sent] == [("flood", ["9999"]), ("other", [])]
