@@ -47,6 +47,8 @@ class DataRoots:
                 os.close(fd)
                 fd = below
             target = os.open(parts[-1], _FILE, dir_fd=fd)
+        except FileNotFoundError:
+            raise DataRefused(f"there is no file data://{address} beneath its root") from None
         except (OSError, UnicodeError) as error:
             raise DataRefused(f"data://{address} cannot be opened beneath its root (links are not followed)") from error
         finally:

@@ -177,9 +177,9 @@ class OutputSpool:
 
     def _take(self) -> list[OutputChunk]:
         newest = list(self._progress.values())[: BATCH_CHUNKS // 2]
-        for chunk in newest:
-            del self._progress[chunk.attempt, chunk.fence]
-        batch = [chunk for chunk in newest if (chunk.attempt, chunk.fence) not in self._stale]
+        for one in newest:
+            del self._progress[one.attempt, one.fence]
+        batch = [one for one in newest if (one.attempt, one.fence) not in self._stale]
         total = 0
         while len(batch) < BATCH_CHUNKS and total < BATCH_BYTES:
             chunk = self._next()

@@ -5,6 +5,7 @@ Everything in a report is hostile input except the attempt and fence it came wit
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ RESULT_MOST = 16 * 1024 * 1024
 TAIL_MOST = 4096
 TEXT_MOST = 2000
 PLATFORM_DELAY_MOST = 30.0
+_SOURCE_LINE = re.compile(r'File "step\.py", line (\d{1,6})')
 TOOL_ERRORS = frozenset({"tool", "timeout", "rate_limited", "schema"})
 Answer = Callable[[Ack], None]
 
@@ -107,6 +109,8 @@ def _code_error(report: Report) -> dict[str, Any] | None:
     if report.reason == "exited":
         last = report.stderr_tail.strip().splitlines()[-1:] or [""]
         said = f": {last[0][:300]}" if last[0] else ""
+        if lines := _SOURCE_LINE.findall(report.stderr_tail):
+            said += f" (line {lines[-1]} of its source)"
         return error_value("sandbox_exit", f"exited with code {report.code}{said}")
     if report.reason == "input":
         return error_value("schema", message or "an input is not there")

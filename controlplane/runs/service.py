@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from controlplane.authorization.enforcement import Enforcer
@@ -21,7 +22,7 @@ from controlplane.runs.work import demand_of
 from controlplane.secrets.broker import SecretBroker
 from controlplane.store import Write, canonical, insert
 from controlplane.tables import RunDefinitionRow, RunRow, partition_of
-from controlplane.tools.registry import ToolRegistry, match
+from controlplane.tools.registry import ToolRegistry, check_args, match
 from controlplane.workflows.expressions import Scope
 from controlplane.workflows.graph import CompiledStep, CompiledWorkflow, compile_workflow
 from controlplane.workflows.problem_values import Problem, WorkflowInvalid
@@ -205,7 +206,14 @@ class RunService:
         known = await self.broker.names(tenant) if compiled.uses_secrets else frozenset()
         for step in questions.walk(compiled.root):
             name = step.spec.tool
-            if name is not None and self.tools.get(tenant, name) is None:
+            tool = None if name is None else self.tools.get(tenant, name)
+            template = step.fields.get("args")
+            if tool is not None and (template is None or template.is_literal):
+                args = {} if template is None else template.render(Scope.root(None, {}))
+                problems += [
+                    replace(one, pointer=f"{step.pointer}/args{one.pointer}") for one in check_args(tool, args)[:10]
+                ]
+            if name is not None and tool is None:
                 hint = f"register it: stockade tool add {name} SPEC.json"
                 where = f"{step.pointer}/tool"
                 problems.append(

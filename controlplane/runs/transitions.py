@@ -112,6 +112,7 @@ class Machine(ControlVerbs):
             step.failures += 1
         error = {**error, "attempt": step.number or None, "node": step.node}
         wanted = retry is not None and step.failures <= retry.max and (not retry.on or error["type"] in retry.on)
+        error["retryable"] = error["retryable"] or wanted
         if guest and wanted and retry is not None and error["type"] != "policy_denied":
             delay = min(retry.backoff_max_seconds, retry.backoff_min_seconds * 2.0 ** (step.failures - 1))
             self._rest(step, delay, "step.retrying", {"error": error, "in_seconds": delay, "failures": step.failures})
