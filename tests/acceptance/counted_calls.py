@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import parse_qs, urlsplit
 
 HOST = "127.0.0.1"
 HOLD_SECONDS = 120.0
@@ -20,23 +21,28 @@ HOLD_SECONDS = 120.0
 class Performed:
     """One call as the service saw it: ``key`` is its idempotency key, ``at`` when it came (seconds, wall clock)."""
 
-    path: str
+    id: str
     key: str
     at: float
 
 
 class CallService:
-    """``GET /ok/ID`` answers ``{"id": ID, "nth": how often so far}``, ``/bad/ID`` 400. Holds what ``hold`` picks."""
+    """``GET /ok/ID?after=N`` answers ``{"id": ID, "after": N, "nth": how often so far}``, or 400 if ID has ``bad``.
+
+    It answers what ``hold`` picks only after ``release``.
+    """
 
     def __init__(self) -> None:
         self._calls: list[Performed] = []
+        self._counts: Counter[str] = Counter()
         self._lock = threading.Lock()
-        self._hold: Callable[[str, int], bool] = lambda _path, _nth: False
+        self._hold: Callable[[str, int], bool] = lambda _id, _nth: False
         self._release = threading.Event()
         service = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            wbufsize = -1  # head and body in one segment: nobody waits for a delayed acknowledgement
 
             def do_GET(self) -> None:
                 status, answer = service._perform(self.path, self.headers.get("Idempotency-Key", ""))
@@ -75,44 +81,46 @@ class CallService:
         (folder / "data.json").write_text(json.dumps({"tenants": {"default": granted}}))
         return {"STOCKADE_POLICY_DIR": str(folder), "STOCKADE_PRIVATE_HOSTS": json.dumps([self.authority])}
 
-    def tool(self, kind: str) -> dict[str, Any]:
-        """The tool that calls ``/kind/{id}``; ``after`` is whatever the caller wants to depend on."""
+    def tool(self) -> dict[str, Any]:
+        """The tool that calls it; ``after`` is whatever the caller wants to depend on."""
         properties = {"id": {"type": "string"}, "after": {"type": "integer"}}
         return {
             "kind": "http",
             "description": "Counts its calls.",
             "effect": "none",
             "input": {"type": "object", "required": ["id"], "properties": properties, "additionalProperties": False},
-            "http": {"method": "GET", "url": f"http://{self.authority}/{kind}/{{id}}", "query": ["after"]},
+            "http": {"method": "GET", "url": f"http://{self.authority}/ok/{{id}}", "query": ["after"]},
         }
 
     def hold(self, when: Callable[[str, int], bool]) -> None:
-        """Answer calls for whose path and number ``when`` holds only after ``release``."""
+        """Answer calls for whose id and number ``when`` holds only after ``release``."""
         self._hold = when
 
     def release(self) -> None:
         """Answer what is held."""
         self._release.set()
 
-    def calls(self, prefix: str = "/") -> dict[str, list[Performed]]:
-        """All calls so far by path, in order."""
+    def calls(self, prefix: str = "") -> dict[str, list[Performed]]:
+        """All calls so far of ids that begin so, by id, in order."""
         found: dict[str, list[Performed]] = defaultdict(list)
         with self._lock:
             for one in self._calls:
-                if one.path.startswith(prefix):
-                    found[one.path].append(one)
+                if one.id.startswith(prefix):
+                    found[one.id].append(one)
         return found
 
     def _perform(self, target: str, key: str) -> tuple[int, dict[str, Any]]:
-        path = target.partition("?")[0]
+        parts = urlsplit(target)
+        id, after = parts.path.rpartition("/")[2], parse_qs(parts.query).get("after")
         with self._lock:
-            self._calls.append(Performed(path=path, key=key, at=time.time()))
-            nth = sum(1 for one in self._calls if one.path == path)
-        if self._hold(path, nth):
+            self._calls.append(Performed(id=id, key=key, at=time.time()))
+            self._counts[id] += 1
+            nth = self._counts[id]
+        if self._hold(id, nth):
             self._release.wait(HOLD_SECONDS)
-        if path.startswith("/bad/"):
+        if "bad" in id:
             return 400, {"why": "it asked for it"}
-        return 200, {"id": path.rpartition("/")[2], "nth": nth}
+        return 200, {"id": id, "after": int(after[0]) if after else None, "nth": nth}
 
     def __enter__(self) -> Self:
         self._thread.start()
