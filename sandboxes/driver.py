@@ -62,11 +62,19 @@ class Sandbox(Protocol):
         ...
 
     async def outputs(self) -> tuple[FileInfo, ...]:
-        """Regular files below ``/outputs``, sorted by path; links and specials are left out."""
+        """Regular files below ``/outputs``, sorted by path; links and specials are left out.
+
+        After ``exited`` their sizes are together at most ``Limits.disk_bytes``. Holes of sparse files count, and a
+        file counts under each of its names: a guest that leaves more ends with ``disk``.
+        """
         ...
 
     async def read_output(self, path: str) -> bytes:
         """Bytes of one of ``outputs()``. Symlink-safe. ``FileNotFoundError`` if it is not one of them."""
+        ...
+
+    def stream_output(self, path: str) -> AsyncIterator[bytes]:
+        """The same in pieces of at most 1 MiB: nobody else may hold a whole file in memory for a guest's sake."""
         ...
 
     async def freeze(self) -> None:
@@ -102,7 +110,10 @@ class Driver(Protocol):
         ...
 
     async def reap(self, keep: Collection[str]) -> tuple[str, ...]:
-        """Destroy every sandbox of this driver on this host, also of a dead process, whose label is not in ``keep``."""
+        """Destroy every sandbox of this driver on this host, also of a dead process, whose label is not in ``keep``.
+
+        Raises ``DriverFailed`` naming what could not be removed, when all the rest is gone.
+        """
         ...
 
     async def close(self) -> None:

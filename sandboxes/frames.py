@@ -2,24 +2,27 @@
 
 Guest to host: ``{"id","tool","args"}``, ``{"progress":[fraction,text]}``, ``{"result":value}``,
 ``{"schema_error":text}``. Host to guest: one job first (``job_frame``), then ``{"id","value"}`` or
-``{"id","error":{type,message,remedy}}``. Everything that arrives is hostile; a frame that is not one of these ends
-the channel with ``BadFrame``.
+``{"id","error":{type,message,remedy}}``. Everything that arrives is hostile; a frame that is not one of these, or a
+second result, ends the channel with ``BadFrame``. What is large is handed on as bytes, for a worker thread to parse.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sandboxes import strict_json
 from sandboxes.execution import Command, Progress, ToolAnswer
 
-MAX_RESULT_BYTES = 16 * 1024 * 1024
+MAX_RESULT_BYTES = strict_json.BYTES_MOST
 MAX_FRAME_BYTES = MAX_RESULT_BYTES + 64 * 1024
+MAX_CALL_VALUES = 100_000
+"""JSON values in one call's arguments. A guest may call again and again, so it is less than in a result."""
 MAX_PROGRESS_CHARS = 1000
+_RESULT = b'{"result":'
 
 
 class BadFrame(Exception):
@@ -37,10 +40,26 @@ class ToolCall:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """The guest's result, or why it has none that counts."""
+    """The guest's result as it came, or why it has none that counts."""
 
-    value: Any = None
+    text: bytes = b""
     schema_error: str | None = None
+
+    def value(self) -> tuple[Any, str | None]:
+        """The result, or ``None`` and why it does not count. Once per command, in a worker thread."""
+        if self.schema_error is not None:
+            return None, self.schema_error
+        try:
+            return strict_json.parse(self.text), None
+        except Exception as error:  # whatever it is, the guest's bytes made it
+            return None, f"the result is not strict JSON: {str(error)[:1000] or type(error).__name__}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Large:
+    """A frame too large to be parsed on the event loop: a call, or the guest breaks the protocol (``parse_call``)."""
+
+    body: bytes
 
 
 Frame = ToolCall | Progress | Result
@@ -61,9 +80,9 @@ def job_frame(command: Command, inputs: Mapping[str, str]) -> bytes:
 
 def answer_frame(call_id: int, answer: ToolAnswer) -> bytes:
     """What the guest's pending call returns. A value that is not JSON becomes an error of type ``internal``."""
-    if answer.error is not None:
-        return encode({"id": call_id, "error": dict(answer.error)})
     try:
+        if answer.error is not None:
+            return encode({"id": call_id, "error": dict(answer.error)})
         return encode({"id": call_id, "value": answer.value})
     except (TypeError, ValueError, RecursionError) as error:
         return encode({"id": call_id, "error": {"type": "internal", "message": f"the tool's value: {error}"}})
@@ -75,26 +94,15 @@ def encode(frame: Mapping[str, Any]) -> bytes:
     return struct.pack(">I", len(body)) + body
 
 
-def strict_json(text: bytes) -> Any:
-    """Parse a guest's JSON: UTF-8, finite numbers, real Unicode, at most ``MAX_RESULT_BYTES``. ``ValueError`` else."""
-    if len(text) > MAX_RESULT_BYTES:
-        raise ValueError(f"above {MAX_RESULT_BYTES} bytes")
-    try:
-        value = json.loads(text.decode(), parse_constant=_refuse_constant, parse_float=_finite)
-        json.dumps(value, ensure_ascii=False).encode()  # refuses lone surrogates
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    return value
-
-
 class FrameReader:
-    """Cuts a byte stream into frames; holds at most one incomplete frame of ``MAX_FRAME_BYTES``."""
+    """Cuts one command's byte stream into frames; holds at most one incomplete frame of ``MAX_FRAME_BYTES``."""
 
     def __init__(self) -> None:
         self._data = bytearray()
+        self._has_result = False
 
-    def feed(self, data: bytes) -> Iterator[Frame]:
-        """The frames completed by ``data``. ``BadFrame`` on the first one that is none."""
+    def feed(self, data: bytes) -> Iterator[Frame | Large]:
+        """The frames completed by ``data``. ``BadFrame`` on the first one that is none, and on a second result."""
         self._data += data
         start = 0
         while len(self._data) - start >= 4:
@@ -103,39 +111,42 @@ class FrameReader:
                 raise BadFrame(f"a frame of {size} bytes; the most is {MAX_FRAME_BYTES}")
             if len(self._data) - start - 4 < size:
                 break
-            yield parse(bytes(self._data[start + 4 : start + 4 + size]))
+            frame = _frame(bytes(self._data[start + 4 : start + 4 + size]))
+            if isinstance(frame, Result):
+                if self._has_result:
+                    raise BadFrame("a second result")
+                self._has_result = True
+            yield frame
             start += 4 + size
         del self._data[:start]
 
 
-def parse(body: bytes) -> Frame:
-    """One frame's body. ``BadFrame`` if it is none of the four."""
-    if body.startswith(b'{"result":'):
-        try:
-            return Result(value=strict_json(body[10:-1].strip()))
-        except ValueError as error:
-            return Result(schema_error=f"the result is not strict JSON: {error}")
+def parse_call(large: Large) -> ToolCall:
+    """What a large frame must be. Call it in a worker thread. ``BadFrame`` if it is anything else."""
+    frame = _parse(large.body)
+    if not isinstance(frame, ToolCall):
+        raise BadFrame(f"a frame of {len(large.body)} bytes that is neither a call nor a result")
+    return frame
+
+
+def _frame(body: bytes) -> Frame | Large:
+    if body.startswith(_RESULT):
+        return Result(text=body[len(_RESULT) : -1].strip())
+    return Large(body=body) if len(body) > strict_json.SMALL_BYTES else _parse(body)
+
+
+def _parse(body: bytes) -> ToolCall | Progress | Result:
+    """Whatever goes wrong with a guest's bytes is the guest's doing."""
     try:
-        frame = json.loads(body, parse_constant=_refuse_constant, parse_float=_finite)
-    except (ValueError, RecursionError) as error:
-        raise BadFrame(f"not JSON: {error}") from None
-    match frame:
-        case {"id": int(call_id), "tool": str(tool), "args": dict(args)}:
-            return ToolCall(call_id=call_id, tool=tool, args=args)
-        case {"progress": [int() | float() as fraction, str(text)]}:
-            return Progress(fraction=min(1.0, max(0.0, float(fraction))), text=text[:MAX_PROGRESS_CHARS])
-        case {"schema_error": str(text)}:
-            return Result(schema_error=text[:2000])
-        case _:
-            raise BadFrame("a frame that is neither a call, progress nor a result")
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is out of range")
-    return value
+        frame = strict_json.load(body, MAX_CALL_VALUES)
+        match frame:
+            case {"id": int(call_id), "tool": str(tool), "args": dict(args)}:
+                return ToolCall(call_id=call_id, tool=tool, args=args)
+            case {"progress": [int() | float() as fraction, str(text)]}:
+                # Bounded first: an integer may be beyond what a float can be.
+                return Progress(fraction=float(min(1, max(0, fraction))), text=text[:MAX_PROGRESS_CHARS])
+            case {"schema_error": str(text)}:
+                return Result(schema_error=text[:2000])
+    except Exception as error:
+        raise BadFrame(f"not a frame: {type(error).__name__}: {str(error)[:200]}") from None
+    raise BadFrame("a frame that is neither a call, progress nor a result")

@@ -9,15 +9,20 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shlex
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
+
+from anyio import to_thread
 
 from sandboxes.driver import FileInfo
 
 MAX_DEPTH = 100
 """Directories nested deeper are not entered; for ``usage`` such a tree is endless."""
+PIECE_BYTES = 1024 * 1024
 
 _DIR_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -36,8 +41,27 @@ def list_outputs(root: Path) -> tuple[FileInfo, ...]:
     return tuple(sorted(found, key=lambda item: item.path))
 
 
+def outputs_bytes(root: Path) -> int:
+    """What reading all of ``list_outputs`` would give: holes count, and a file counts under each of its names."""
+    return sum(file.size_bytes for file in list_outputs(root))
+
+
 def read_output(root: Path, rel: str, max_bytes: int | None = None) -> bytes:
-    """The bytes of the regular file ``rel`` below ``root``, at most ``max_bytes`` of them.
+    """The bytes of one of ``list_outputs``, at most ``max_bytes`` of them. ``FileNotFoundError`` as ``open_output``."""
+    with open_output(root, rel) as file:
+        return file.read() if max_bytes is None else file.read(max_bytes)
+
+
+async def stream_output(root: Path, rel: str) -> AsyncIterator[bytes]:
+    """The same in pieces of at most ``PIECE_BYTES``, read in a worker thread."""
+    file = await to_thread.run_sync(open_output, root, rel)
+    with file:
+        while piece := await to_thread.run_sync(file.read, PIECE_BYTES):
+            yield piece
+
+
+def open_output(root: Path, rel: str) -> BinaryIO:
+    """The regular file ``rel`` below ``root``, for reading.
 
     ``FileNotFoundError`` for anything else: absolute, ``..``, through or to a link, a directory, a special.
     """
@@ -60,8 +84,7 @@ def read_output(root: Path, rel: str, max_bytes: int | None = None) -> bytes:
     if not stat.S_ISREG(os.fstat(target).st_mode):
         os.close(target)
         raise FileNotFoundError(rel)
-    with os.fdopen(target, "rb") as file:
-        return file.read() if max_bytes is None else file.read(max_bytes)
+    return os.fdopen(target, "rb")
 
 
 def usage(root: Path) -> tuple[int, int]:
@@ -118,6 +141,12 @@ def remove_tree(root: Path) -> None:
     finally:
         os.close(top)
     root.rmdir()
+
+
+def why_it_stays(root: Path, error: OSError) -> str:
+    """One line for a log: what could not be removed, and how a person removes it."""
+    place = shlex.quote(str(root))
+    return f"{root} stays: {error.strerror or error}; by hand: umount -R -l {place}/* ; rm -rf {place}"
 
 
 def _empty(fd: int) -> list[str]:

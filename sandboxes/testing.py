@@ -116,6 +116,8 @@ class FakeSandbox:
                 left_seconds = deadline - time.monotonic()
                 await self._pause(min(_TICK_SECONDS, left_seconds) if play.ticks else left_seconds)
             reason = ExitReason.CANCELLED if self._ending.is_set() else ExitReason.TIMEOUT
+        if reason is ExitReason.EXITED and sum(map(len, self._files.values())) > self._spec.limits.disk_bytes:
+            reason = ExitReason.DISK
         ended = reason is ExitReason.EXITED
         json.dumps(play.result, allow_nan=False)  # a play may not promise what no tier can send
         yield Exited(
@@ -150,6 +152,13 @@ class FakeSandbox:
         if path not in self._files:
             raise FileNotFoundError(path)
         return self._files[path]
+
+    async def stream_output(self, path: str) -> AsyncIterator[bytes]:
+        """The same, cut in two."""
+        data = await self.read_output(path)
+        half = len(data) // 2
+        for piece in filter(None, (data[:half], data[half:])):
+            yield piece
 
     async def freeze(self) -> None:
         """Hold ticking."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sandboxes.conformance.check import Bench, Check, ended, expect, python
+from sandboxes.conformance.check import Bench, Check, after, ended, expect, python
 from sandboxes.execution import Progress, ToolAnswer
 from sandboxes.testing import Play
 
@@ -24,6 +24,19 @@ for fd in range(3, 256):
         try: os.write(fd, junk)
         except OSError: break
 """
+_RAW = """
+import stockade_tools as tools
+def send(body): tools._channel.send(len(body).to_bytes(4, "big") + body)
+"""
+_HOSTILE = {
+    "a_number_of_5000_digits": "b'{\"progress\":[' + b'9' * 5000 + b',\"x\"]}'",
+    "a_call_as_deep_as_it_goes": 'b\'{"id":1,"tool":"a.b","args":\' + b\'{"a":\' * 9000 + b\'1\' + b\'}\' * 9001',
+    "a_call_of_too_many_values": 'b\'{"id":1,"tool":"a.b","args":{"a":[\' + b\'[],\' * 200000 + b\'1]}}\'',
+    "a_large_frame_that_is_no_call": "b'{\"progress\":[0.5,\"' + b'x' * 100000 + b'\"]}'",
+    "a_second_result": "b'{\"result\":1}'",
+    "a_result_of_too_many_values": "b'{\"result\":[' + b'[],' * 1200000 + b'1]}'",
+}
+"""What ends in no result, and is never the platform's failure."""
 
 
 async def _round_trip(bench: Bench) -> None:
@@ -120,5 +133,21 @@ CHECKS = (
         name="junk_on_the_channel_hurts_nobody_else",
         programs=(*python(_JUNK, Play(schema_error="junk")), *python("print('fine')", Play(stdout=b"fine\n"))),
         verify=_junk,
+    ),
+    Check(
+        name="progress_beyond_what_a_float_can_be",
+        programs=python(
+            _RAW + "send(b'{\"progress\":[' + b'9' * 400 + b',\"x\"]}')\n1",
+            Play(progress=(Progress(fraction=1.0, text="x"),), result=1, has_result=True),
+        ),
+        verify=after(lambda o: ended(o) and o.end.result == 1 and o.progress == (Progress(fraction=1.0, text="x"),)),
+    ),
+    *(
+        Check(
+            name=f"{name}_is_the_guests_failure",
+            programs=python(f"{_RAW}send({body})\n1", Play(schema_error="not a frame")),
+            verify=after(lambda o: not o.end.has_result),
+        )
+        for name, body in _HOSTILE.items()
     ),
 )

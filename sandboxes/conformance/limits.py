@@ -16,6 +16,7 @@ _SMALL_OUTPUT = dataclasses.replace(LIMITS, output_bytes=MIB)
 _FEW = dataclasses.replace(LIMITS, pids=24, open_files=48)
 _LOOK = 2.0
 """How far files may pass their limit between two looks, as a factor: see the package's docstring."""
+_SPARSE = "for i in range(3):\n    with open(f'/outputs/f{i}', 'wb') as f: f.truncate(24 << 20)\n'kept'"
 
 
 def _on_time(outcome: Outcome) -> bool:
@@ -136,6 +137,11 @@ CHECKS = (
             Play(reason=ExitReason.DISK),
         ),
         verify=_files_stay_bounded,
+    ),
+    Check(
+        name="sparse_files_left_in_outputs_count_in_full",
+        programs=python(_SPARSE, Play(files={f"f{i}": bytes(24 * MIB) for i in range(3)})),
+        verify=after(lambda o: o.end.reason is ExitReason.DISK and not o.end.has_result),
     ),
     Check(
         name="many_inodes",

@@ -91,7 +91,7 @@ def call(tool: str, /, **args: Any) -> Any:
 def progress(fraction: float, text: str = "") -> None:
     """Tell whoever watches how far this is: ``fraction`` 0..1 and a short text."""
     with _lock:
-        _send({"progress": [float(fraction), str(text)]})
+        _send({"progress": [float(fraction), str(text)[:1000]]})
 
 
 class _Server:

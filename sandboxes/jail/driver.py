@@ -19,11 +19,12 @@ from anyio import to_thread
 from sandboxes.driver import Feature, FileInfo, ImageStatus
 from sandboxes.errors import DriverFailed, SandboxClosed, TierUnavailable
 from sandboxes.execution import Command, Event, Exited, ExitReason, Stderr, ToolHandler, no_tools
-from sandboxes.hostfiles import list_outputs, read_output
+from sandboxes.hostfiles import list_outputs, read_output, stream_output, why_it_stays
 from sandboxes.jail import box as boxes
 from sandboxes.jail import cgroups, rootfs
 from sandboxes.jail.identity import guest_uid
 from sandboxes.jail.running import Run
+from sandboxes.mounts import unmount_below
 from sandboxes.spec import Limits, SandboxSpec, Strength, Tier
 
 IMAGE = "python"
@@ -79,6 +80,11 @@ class JailSandbox:
         """Bytes of one of them. ``FileNotFoundError`` otherwise."""
         self._check_open()
         return await to_thread.run_sync(read_output, self._box.outputs, path)
+
+    def stream_output(self, path: str) -> AsyncIterator[bytes]:
+        """The same in pieces."""
+        self._check_open()
+        return stream_output(self._box.outputs, path)
 
     async def freeze(self) -> None:
         """Stop the running command's progress; without one there is nothing to stop."""
@@ -172,13 +178,20 @@ class JailDriver:
     async def reap(self, keep: Collection[str]) -> tuple[str, ...]:
         """Destroy what is not in ``keep``; the labels of what is gone, sorted."""
         gone: list[str] = []
+        stay: list[str] = []
         for label, root in await to_thread.run_sync(self._found):
             if label in keep:
                 continue
             if label in self._live:
                 await self._live[label].end()
-            await to_thread.run_sync(self._destroy_found, root)
-            gone.append(label)
+            try:
+                await to_thread.run_sync(self._destroy_found, root)
+            except OSError as error:
+                stay.append(why_it_stays(root, error))
+            else:
+                gone.append(label)
+        if stay:
+            raise DriverFailed("; ".join(stay))
         return tuple(sorted(gone))
 
     async def close(self) -> None:
@@ -213,6 +226,7 @@ class JailDriver:
 
     def _destroy_found(self, root: Path) -> None:
         boxes.kill_recorded(root)
+        unmount_below(root)
         group = None if isinstance(self._hierarchy, str) else cgroups.Group(self._hierarchy, f"stockade-{root.name}")
         boxes.destroy(root, group)
 

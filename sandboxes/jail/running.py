@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import signal
+import socket
 import time
 
 import anyio
@@ -15,11 +16,11 @@ from anyio.abc import TaskGroup
 from sandboxes import frames
 from sandboxes.errors import DriverFailed
 from sandboxes.execution import Command, Event, Exited, ExitReason, Progress, Stderr, Stdout, ToolAnswer, ToolHandler
-from sandboxes.hostfiles import read_output, usage
+from sandboxes.hostfiles import outputs_bytes, read_output, usage
 from sandboxes.jail import launch, processes
 from sandboxes.jail.box import OWN_BYTES, OWN_INODES, Box, reopen
 from sandboxes.jail.outbox import Outbox
-from sandboxes.jail.verdict import Verdict, judge
+from sandboxes.jail.verdict import Verdict, judge, too_much_left
 from sandboxes.spec import Strength
 
 WATCH_SECONDS = 0.05
@@ -197,6 +198,7 @@ class Run:
         reader, slots = frames.FrameReader(), asyncio.Semaphore(_CALLS_AT_ONCE)
         inputs = {name: f"/inputs/{name}" for name in self._box.inputs}
         side.start_soon(self._send, frames.job_frame(self._command, inputs))
+        large = asyncio.Semaphore(1)
         try:
             while data := await loop.sock_recv(channel, _CHUNK):
                 for frame in reader.feed(data):
@@ -204,12 +206,18 @@ class Run:
                         self._outbox.put_progress(frame)
                     elif isinstance(frame, frames.Result):
                         self._result = frame
+                    elif isinstance(frame, frames.Large):
+                        await large.acquire()
+                        call = await to_thread.run_sync(frames.parse_call, frame)
+                        side.start_soon(self._answer, call, large)
                     else:
                         await slots.acquire()
                         side.start_soon(self._answer, frame, slots)
+                await asyncio.sleep(0)  # a socket that always has something would never let others run
         except frames.BadFrame as error:
             self._result = frames.Result(schema_error=f"the guest broke the channel's protocol: {error}")
-            channel.close()
+            with contextlib.suppress(OSError):  # not closed: answers may be on their way through it
+                channel.shutdown(socket.SHUT_RDWR)
         except OSError:
             return
 
@@ -235,6 +243,10 @@ class Run:
         if cause is None and self._box.strength is Strength.USER and self._disk_is_over():
             cause = ExitReason.DISK
         verdict = judge(code=code, cause=cause, oom_kills=group.oom_kills() if group is not None else 0)
+        if verdict is not None and verdict.reason is ExitReason.EXITED:
+            size = outputs_bytes(self._box.outputs)
+            if size > self._box.limits.disk_bytes:
+                verdict = too_much_left(code=verdict.code, size_bytes=size, limit_bytes=self._box.limits.disk_bytes)
         if group is not None:
             self._peak_bytes = group.memory_peak_bytes() or 0
         return verdict
@@ -244,31 +256,27 @@ class Run:
         if verdict is None:
             text = self._stderr_tail.decode(errors="replace").strip()
             raise DriverFailed(f"bubblewrap could not start the guest: {text or 'it was killed'}")
-        result = self._result or frames.Result()
-        has_result = self._result is not None and result.schema_error is None
+        result = self._result
         if verdict.reason is not ExitReason.EXITED:
-            result, has_result = frames.Result(), False
-        elif self._result is None and verdict.code == 0:
-            result, has_result = self._file_result()
+            result = None
+        elif result is None and verdict.code == 0:
+            result = self._file_result()
+        value, schema_error = result.value() if result is not None else (None, None)
         return Exited(
             code=verdict.code,
             reason=verdict.reason,
             signal=verdict.signal,
             message=verdict.message,
-            result=result.value,
-            has_result=has_result,
-            schema_error=result.schema_error,
+            result=value,
+            has_result=result is not None and schema_error is None,
+            schema_error=schema_error,
             output_truncated=self._outbox.truncated,
             wall_seconds=time.monotonic() - started,
             memory_peak_bytes=self._peak_bytes or None,
         )
 
-    def _file_result(self) -> tuple[frames.Result, bool]:
+    def _file_result(self) -> frames.Result | None:
         try:
-            text = read_output(self._box.outputs, "output.json", frames.MAX_RESULT_BYTES + 1)
+            return frames.Result(text=read_output(self._box.outputs, "output.json", frames.MAX_RESULT_BYTES + 1))
         except FileNotFoundError:
-            return frames.Result(), False
-        try:
-            return frames.Result(value=frames.strict_json(text)), True
-        except ValueError as error:
-            return frames.Result(schema_error=f"/outputs/output.json is not strict JSON: {error}"), False
+            return None

@@ -46,3 +46,9 @@ def judge(*, code: int | None, cause: ExitReason | None, oom_kills: int) -> Verd
     if 0 < number <= _SIGNALS:
         return Verdict(code=code, reason=ExitReason.KILLED, signal=number, message=f"ended by signal {number}")
     return Verdict(code=code, reason=ExitReason.EXITED)
+
+
+def too_much_left(*, code: int, size_bytes: int, limit_bytes: int) -> Verdict:
+    """It ended of its own accord, with more in /outputs than may be taken out."""
+    message = f"the files left in /outputs would be {size_bytes} bytes; the limit is {limit_bytes}"
+    return Verdict(code=code, reason=ExitReason.DISK, message=message)

@@ -40,7 +40,8 @@ class WasmDriver:
         self, *, cache_dir: Path, state_dir: Path, pool_size: int = 2, strength: Strength | None = None
     ) -> None:
         self._state_dir = state_dir.resolve() / "wasm"
-        self._state_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+        self._state_dir.mkdir(parents=True, exist_ok=True)
+        self._state_dir.chmod(0o700)
         self._modules = ModuleCache(cache_dir.resolve() / "wasm")
         self._pool_size = pool_size
         self._pools: dict[tuple[str, bool], Pool] = {}
@@ -113,8 +114,10 @@ class WasmDriver:
         mine = set(self._live)
         for sandbox in gone:
             await sandbox.close()
-        labels += await asyncio.to_thread(leftovers, self._state_dir, frozenset(keep), frozenset(mine))
-        return tuple(labels)
+        left, stay = await asyncio.to_thread(leftovers, self._state_dir, frozenset(keep), frozenset(mine))
+        if stay:
+            raise DriverFailed("; ".join(stay))
+        return tuple(labels + left)
 
     async def close(self) -> None:
         """See the port."""

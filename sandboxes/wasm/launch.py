@@ -139,17 +139,19 @@ def spawn(state_dir: Path, module: Path, library: Path | None, *, fuel: bool, wa
     folder = state_dir / name
     root = folder / "root"
     uid = _FIRST_UID + secrets.randbelow(_UIDS) if walls.own_uid else None
-    folder.mkdir(mode=0o711, parents=True)
+    folder.mkdir(mode=0o700, parents=True)
     write_record(folder, label="", pid=None)  # before anything is mounted: a crash from here on leaves what reap knows
-    for part in ("", "inputs", "rw"):
+    for part in ("", "inputs", "rw"):  # for the worker's uid, which comes here past the closed folder around it
         (root / part).mkdir()
+        (root / part).chmod(0o755)
     if walls.hierarchy is not None:
         mount_tmpfs(root / "rw")
     for part in ("outputs", "tmp"):
         (root / "rw" / part).mkdir()
         if uid is not None:
             os.chown(root / "rw" / part, uid, uid)
-    (root / "stdin").touch(mode=0o644)
+    (root / "stdin").touch()
+    (root / "stdin").chmod(0o644)
     group = None
     control, worker_control = socket.socketpair()
     channel, worker_channel = socket.socketpair()

@@ -11,7 +11,7 @@ from typing import Any
 
 from sandboxes import frames
 from sandboxes.execution import Command, Event, Exited, ExitReason, Progress, Stderr, Stdout, ToolAnswer, ToolHandler
-from sandboxes.hostfiles import usage
+from sandboxes.hostfiles import outputs_bytes, usage
 from sandboxes.spec import Limits
 from sandboxes.wasm.launch import WorkerProcess
 
@@ -41,7 +41,8 @@ class Execution:
         self._limits = limits
         self._tools = tools
         self.events: asyncio.Queue[Event | None] = asyncio.Queue()
-        self._calls: asyncio.Queue[frames.ToolCall] = asyncio.Queue()
+        self._calls: asyncio.Queue[frames.ToolCall | frames.Large] = asyncio.Queue()
+        self._large_bytes = 0
         self._reader: frames.FrameReader | None = frames.FrameReader()
         self._result: frames.Result | None = None
         self._verdict: ExitReason | None = None
@@ -86,7 +87,8 @@ class Execution:
             timer.cancel()
             self._over = True
             await asyncio.to_thread(self._worker.end_process)
-        self.events.put_nowait(self._exited(bytes(report), oom_kills, loop.time() - started))
+        seconds = loop.time() - started
+        self.events.put_nowait(await asyncio.to_thread(self._exited, bytes(report), oom_kills, seconds))
 
     async def _talk(self) -> None:
         """Hand over the limits and the job, then answer calls one after the other."""
@@ -105,6 +107,13 @@ class Execution:
             await loop.sock_sendall(self._worker.channel, frames.job_frame(self._command, self._inputs))
             while True:
                 call = await self._calls.get()
+                if isinstance(call, frames.Large):
+                    self._large_bytes -= len(call.body)
+                    try:
+                        call = await asyncio.to_thread(frames.parse_call, call)
+                    except frames.BadFrame as error:
+                        self._broke(error)
+                        return
                 try:
                     answer = await self._tools(call.tool, call.args)
                 except Exception:
@@ -137,13 +146,22 @@ class Execution:
             for frame in self._reader.feed(data):
                 self._take_frame(frame)
         except frames.BadFrame as error:
-            self._reader = None
-            self.end(ExitReason.KILLED, f"the guest broke the frame protocol: {error}")
+            self._broke(error)
 
-    def _take_frame(self, frame: frames.Frame) -> None:
-        if isinstance(frame, frames.ToolCall):
-            if self._calls.qsize() >= _MAX_WAITING_CALLS:
-                raise frames.BadFrame(f"more than {_MAX_WAITING_CALLS} calls without waiting for an answer")
+    def _broke(self, error: frames.BadFrame) -> None:
+        self._reader = None
+        self._result = frames.Result(schema_error=f"the guest broke the frame protocol: {error}")
+        self.end(ExitReason.KILLED, f"the guest broke the frame protocol: {error}")
+
+    def _take_frame(self, frame: frames.Frame | frames.Large) -> None:
+        if isinstance(frame, frames.ToolCall | frames.Large):
+            if isinstance(frame, frames.Large):
+                self._large_bytes += len(frame.body)
+            if self._calls.qsize() >= _MAX_WAITING_CALLS or self._large_bytes > frames.MAX_FRAME_BYTES:
+                raise frames.BadFrame(
+                    f"more than {_MAX_WAITING_CALLS} calls or {frames.MAX_FRAME_BYTES} bytes of them without waiting"
+                    " for an answer"
+                )
             self._calls.put_nowait(frame)
         elif isinstance(frame, Progress):
             if self.events.qsize() < _MAX_WAITING_EVENTS:
@@ -154,7 +172,8 @@ class Execution:
     def _exited(self, report_line: bytes, oom_kills: int, seconds: float) -> Exited:
         report: dict[str, Any] = {}
         with contextlib.suppress(ValueError):
-            report = json.loads(report_line)
+            said = json.loads(report_line)
+            report = said if isinstance(said, dict) else {}
         code, signal, message = KILLED_CODE, None, self._message
         if self._verdict is not None:
             reason, signal = self._verdict, 9
@@ -166,15 +185,19 @@ class Execution:
             reason, signal = ExitReason.OOM, 9
         else:
             reason, signal, message = ExitReason.KILLED, 9, "the worker process died"
+        size, most = outputs_bytes(self._worker.outputs), self._limits.disk_bytes
+        if reason is ExitReason.EXITED and size > most:
+            reason, message = ExitReason.DISK, f"the files left in /outputs would be {size} bytes; the limit is {most}"
         result = self._result if reason is ExitReason.EXITED and code == 0 else None
+        value, schema_error = result.value() if result is not None else (None, None)
         return Exited(
             code=code,
             reason=reason,
             signal=signal,
             message=message,
-            result=result.value if result is not None else None,
-            has_result=result is not None and result.schema_error is None,
-            schema_error=result.schema_error if result is not None else None,
+            result=value,
+            has_result=result is not None and schema_error is None,
+            schema_error=schema_error,
             output_truncated=self._truncated,
             wall_seconds=seconds,
             memory_peak_bytes=report.get("memory"),

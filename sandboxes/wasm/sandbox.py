@@ -11,7 +11,7 @@ from pathlib import Path
 from sandboxes.driver import FileInfo
 from sandboxes.errors import DriverFailed, SandboxClosed
 from sandboxes.execution import Command, Event, Exited, ExitReason, ToolHandler, no_tools
-from sandboxes.hostfiles import list_outputs, read_output
+from sandboxes.hostfiles import list_outputs, read_output, stream_output
 from sandboxes.spec import Mount, SandboxSpec
 from sandboxes.wasm.launch import WorkerProcess
 from sandboxes.wasm.pool import Pool
@@ -80,6 +80,10 @@ class WasmSandbox:
     async def read_output(self, path: str) -> bytes:
         """See the port."""
         return await asyncio.to_thread(read_output, self._live().outputs, path)
+
+    def stream_output(self, path: str) -> AsyncIterator[bytes]:
+        """See the port."""
+        return stream_output(self._live().outputs, path)
 
     async def freeze(self) -> None:
         """See the port."""

@@ -1,0 +1,50 @@
+"""Mounts of this process: none that outlives it, and none left below a folder that is to be removed.
+
+Mounting needs root; for anybody else there is nothing to do here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import sys
+from pathlib import Path
+
+_CLONE_NEWNS = 0x20000
+_MS_REC, _MS_SLAVE = 1 << 14, 1 << 19
+_MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
+_ESCAPED = re.compile(rb"\\([0-7]{3})")
+
+
+def own_mounts() -> bool:
+    """Give this process mounts of its own, so that the kernel takes away with it, however it ends, what it mounts.
+
+    What the host mounts later shows here too, where the host shares its mounts. False where this is not to be had: no
+    root, not Linux, or a second thread, which would keep the old mounts.
+    """
+    if sys.platform != "linux" or os.geteuid() != 0 or len(list(Path("/proc/self/task").iterdir())) != 1:
+        return False
+    libc = ctypes.CDLL(None, use_errno=True)
+    return bool(libc.unshare(_CLONE_NEWNS) == 0 and libc.mount(None, b"/", None, _MS_REC | _MS_SLAVE, None) == 0)
+
+
+def unmount_below(folder: Path) -> list[Path]:
+    """Detach every mount at or below ``folder``, busy or not; what stays comes back. Nothing of it is followed."""
+    if sys.platform != "linux":
+        return []
+    libc = ctypes.CDLL(None, use_errno=True)
+    for place in _mounted(folder):
+        libc.umount2(place, _MNT_DETACH | _UMOUNT_NOFOLLOW)
+    return [Path(os.fsdecode(place)) for place in _mounted(folder)]
+
+
+def _mounted(folder: Path) -> list[bytes]:
+    """Mount points at or below ``folder``, the deepest and latest first."""
+    top = os.fsencode(os.path.realpath(folder))
+    found = []
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        place = _ESCAPED.sub(lambda octal: bytes([int(octal[1], 8)]), line.split(b" ")[4])
+        if place == top or place.startswith(top + b"/"):
+            found.append(place)
+    return sorted(reversed(found), key=len, reverse=True)
