@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import socket
+import sys
 
 import uvicorn
 from fastapi import FastAPI
 
 from controlplane.app import create_app
-from controlplane.config import Settings
+from controlplane.config import Settings, SettingsRefused, from_environment
 from controlplane.engine import Engine
 from controlplane.logs import configure_logs
+from controlplane.state_lock import ALREADY_RUNNING, AlreadyRunning, hold_state
 
 KEEP_ALIVE_SECONDS = 75
 STOP_SECONDS = 2
 STARTUP_FAILED = 3
+USAGE = 2
 
 
 class _Server(uvicorn.Server):
@@ -35,9 +39,22 @@ class _Server(uvicorn.Server):
 
 def main() -> None:
     """Serve until SIGTERM or SIGINT."""
+    os.umask(0o077)  # what is kept here is nobody else's to read
     _usage().parse_args()
     configure_logs()
-    settings = Settings()
+    try:
+        settings = from_environment()
+        with hold_state(settings.root, settings.url):
+            _serve(settings)
+    except SettingsRefused as refused:
+        print(f"error: {refused}", file=sys.stderr)
+        raise SystemExit(USAGE) from None
+    except AlreadyRunning as running:
+        print(f"error: the control plane is {running}", file=sys.stderr)
+        raise SystemExit(ALREADY_RUNNING) from None
+
+
+def _serve(settings: Settings) -> None:
     app = create_app(settings)
     config = uvicorn.Config(
         app,

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from controlplane import private_hosts
 
 MIB = 1024 * 1024
+
+
+class SettingsRefused(Exception):
+    """A variable is wrong; the message is one line for each: variable, value, what it should be."""
+
+
+def _hosts(value: object) -> object:
+    return private_hosts.parse(value) if isinstance(value, str) else value
 
 
 class Settings(BaseSettings):
@@ -34,8 +45,8 @@ class Settings(BaseSettings):
     """A JSON file that overrides the bundle's data (grants, limits)."""
     policy_deadline_seconds: float = Field(default=0.2, gt=0)
 
-    private_hosts: tuple[str, ...] = ()
-    """``host:port`` of private addresses that HTTP tools may reach (policy still decides); none by default."""
+    private_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_hosts)] = ()
+    """``host:port,host:port`` of private addresses that HTTP tools may reach (policy still decides); default none."""
 
     secrets_key_file: Path | None = None
     """32 bytes that seal secrets; default: ``secrets.key`` in the state directory, made at first start."""
@@ -68,3 +79,20 @@ class Settings(BaseSettings):
     @property
     def admin_key(self) -> Path:
         return (self.admin_key_file or self.root / "admin.key").expanduser()
+
+    @property
+    def url(self) -> str:
+        """Where it listens, for people."""
+        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+
+def from_environment() -> Settings:
+    """The settings of this process. Raises ``SettingsRefused``."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        lines = [
+            f"STOCKADE_{str(one['loc'][0]).upper()}={str(one['input'])!r}: {one['msg'].removeprefix('Value error, ')}"
+            for one in error.errors()
+        ]
+        raise SettingsRefused("\n".join(lines)) from None

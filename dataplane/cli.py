@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -17,17 +18,34 @@ import structlog
 
 from dataplane.config import ConfigError, NodeConfig
 from dataplane.daemon import NodeDaemon
+from dataplane.state_lock import ALREADY_RUNNING, AlreadyRunning, hold_state
+from sandboxes.mounts import own_mounts, unmount_below
 from sandboxes.spec import Tier
 
+SANDBOXES = "sandboxes"
 
-async def run_node(config: NodeConfig) -> None:
-    """Serve until SIGTERM or SIGINT (drain; a second one ends at once). Raises ``ConfigError``."""
+
+def run_node(config: NodeConfig) -> None:
+    """Serve until SIGTERM or SIGINT (drain; a second one ends at once). Blocks.
+
+    Raises ``ConfigError``, and ``AlreadyRunning`` where another daemon has the state folder. Call it before this
+    process has a second thread.
+    """
+    with hold_state(config.state_dir, config.url):
+        # What an older daemon mounted and could not take away, while that is still to be seen from here.
+        unmount_below(config.state_dir / SANDBOXES)
+        own_mounts()
+        options = {"use_uvloop": importlib.util.find_spec("uvloop") is not None}
+        anyio.run(_run_node, config, backend_options=options)
+
+
+async def _run_node(config: NodeConfig) -> None:
     from sandboxes import registry  # loads the drivers found here; a double's tests need none
 
     drivers, absent = await anyio.to_thread.run_sync(
         registry.discover,
         config.cache_dir or config.state_dir / "images",
-        config.state_dir / "sandboxes",
+        config.state_dir / SANDBOXES,
         config.pool_size,
     )
     jail = drivers.get(Tier.JAIL)
@@ -81,13 +99,16 @@ def configure_logs() -> None:
 
 def start(config: NodeConfig) -> int:
     """Run a node in this process until it ends; the exit code."""
+    os.umask(0o077)  # what is kept here is nobody else's to read
     configure_logs()
-    options = {"use_uvloop": importlib.util.find_spec("uvloop") is not None}
     try:
-        anyio.run(run_node, config, backend_options=options)
+        run_node(config)
     except ConfigError as error:
         print(f"stockade node: {error}", file=sys.stderr)
         return 2
+    except AlreadyRunning as running:
+        print(f"stockade node: a node is {running}", file=sys.stderr)
+        return ALREADY_RUNNING
     return 0
 
 

@@ -27,7 +27,14 @@ _PRIVATE = tuple(
 
 
 class EgressRefused(Exception):
-    """The request may not go there; the message names the address and the reason."""
+    """The request may not go there; the message names the address and the reason.
+
+    ``listable``: whoever starts the control plane can list the host as a private one, and then it may.
+    """
+
+    def __init__(self, message: str, *, listable: bool = False) -> None:
+        super().__init__(message)
+        self.listable = listable
 
 
 def refusal(address: Address, *, private_allowed: bool) -> str | None:
@@ -61,14 +68,24 @@ def refusal(address: Address, *, private_allowed: bool) -> str | None:
     return None
 
 
-def check_literal(host: str, *, private_allowed: bool) -> None:
+def check(address: Address, named: str, *, private_allowed: bool, loopback_only: bool = False) -> None:
+    """Judge one address, which errors call ``named``. Raises ``EgressRefused``.
+
+    ``loopback_only``: what is sent is not encrypted and must not leave this machine.
+    """
+    if reason := refusal(address, private_allowed=private_allowed):
+        raise EgressRefused(f"{named} {reason}", listable=refusal(address, private_allowed=True) is None)
+    if loopback_only and not address.is_loopback:
+        raise EgressRefused(f"{named} is not on this machine, and a secret does not travel in clear text")
+
+
+def check_literal(host: str, *, private_allowed: bool, loopback_only: bool = False) -> None:
     """Judge a host that is an address already (a connector asks no resolver for those). Raises ``EgressRefused``."""
     try:
         address = ipaddress.ip_address(host.strip("[]"))
     except ValueError:
         return
-    if reason := refusal(address, private_allowed=private_allowed):
-        raise EgressRefused(f"{host} {reason}")
+    check(address, host, private_allowed=private_allowed, loopback_only=loopback_only)
 
 
 async def system_lookup(host: str) -> list[str]:
@@ -80,8 +97,9 @@ async def system_lookup(host: str) -> list[str]:
 class CheckedResolver(AbstractResolver):
     """A resolver that answers only if *every* address of the name may be connected to."""
 
-    def __init__(self, *, private_allowed: bool, lookup: Lookup = system_lookup) -> None:
+    def __init__(self, *, private_allowed: bool, loopback_only: bool = False, lookup: Lookup = system_lookup) -> None:
         self._private_allowed = private_allowed
+        self._loopback_only = loopback_only
         self._lookup = lookup
 
     async def resolve(
@@ -90,8 +108,12 @@ class CheckedResolver(AbstractResolver):
         results: list[ResolveResult] = []
         for text in await self._lookup(host):
             address = ipaddress.ip_address(text)
-            if reason := refusal(address, private_allowed=self._private_allowed):
-                raise EgressRefused(f"{host} resolves to {text}, which {reason}")
+            check(
+                address,
+                f"{host} resolves to {text}, which",
+                private_allowed=self._private_allowed,
+                loopback_only=self._loopback_only,
+            )
             results.append(
                 ResolveResult(
                     hostname=host,

@@ -16,6 +16,7 @@ from dataplane.protocol import ArtifactRef, HttpCall
 from dataplane.scrubbing import Scrubber
 from dataplane.sendable import encoded_bytes
 
+_HTTPS = "register the tool with an https address"
 _OWN_HEADERS = frozenset(
     {"host", "connection", "content-length", "transfer-encoding", "upgrade", "te", "trailer", "idempotency-key"}
 )
@@ -35,11 +36,11 @@ def failed(message: str, *, retryable: bool = False, kind: str = "tool", **more:
 
 
 class HttpCalls:
-    """Performs calls. Two pools, so that a connection to a private address is never reused where those are refused."""
+    """Performs calls. A pool for each rule on addresses, so that no connection is reused where it would be refused."""
 
     def __init__(self, lookup: Lookup = system_lookup) -> None:
         self._lookup = lookup
-        self._sessions: dict[bool, aiohttp.ClientSession] = {}
+        self._sessions: dict[tuple[bool, bool], aiohttp.ClientSession] = {}
 
     async def perform(self, call: HttpCall, key: str) -> Outcome:
         """The outcome; never raises for what the other side does. Cancelling it closes the connection."""
@@ -47,14 +48,12 @@ class HttpCalls:
         try:
             return await self._perform(call, key, scrubber)
         except EgressRefused as error:
-            return failed(f"egress refused: {error}; a tool may reach public addresses only", kind="policy_denied")
+            return _refused(call, error)
         except TimeoutError:
             return failed(f"no answer within {call.timeout_seconds:g} s", retryable=True, kind="timeout")
         except (aiohttp.ClientError, OSError, ValueError) as error:
             if refused := _cause(error, EgressRefused):
-                return failed(
-                    f"egress refused: {refused}; a tool may reach public addresses only", kind="policy_denied"
-                )
+                return _refused(call, refused)
             said = scrubber.text(f"{type(error).__name__}: {error}")[:500]
             return failed(f"the request failed: {said}", retryable=not isinstance(error, ValueError))
 
@@ -62,9 +61,11 @@ class HttpCalls:
         parts = urlsplit(call.url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
             return failed(f"{scrubber.text(call.url)!r} is not an http(s) address", kind="policy_denied")
-        if call.secrets and parts.scheme == "http" and not call.private_allowed:
-            return failed("a secret does not travel in clear text: register the tool with https", kind="policy_denied")
-        check_literal(parts.hostname, private_allowed=call.private_allowed)
+        # Policy lets a secret go unencrypted to loopback by name; here the address itself is looked at.
+        in_clear = bool(call.secrets) and parts.scheme == "http"
+        if in_clear and not call.private_allowed and not _means_loopback(parts.hostname):
+            return failed(f"egress refused: a secret does not travel in clear text; {_HTTPS}", kind="policy_denied")
+        check_literal(parts.hostname, private_allowed=call.private_allowed, loopback_only=in_clear)
         headers = {name: value for name, value in call.headers.items() if name.lower() not in _OWN_HEADERS}
         headers["Idempotency-Key"] = key
         body = _body(call.body, headers)
@@ -72,7 +73,7 @@ class HttpCalls:
             for name in [name for name in headers if name.lower() == secret.header.lower()]:
                 del headers[name]
             headers[secret.header] = secret.format.replace("{}", secret.value)
-        async with self._session(call.private_allowed).request(
+        async with self._session(call.private_allowed, in_clear).request(
             call.method.upper(),
             call.url,
             data=body,
@@ -82,22 +83,46 @@ class HttpCalls:
         ) as response:
             return await _answer(call, response, scrubber)
 
-    def _session(self, private_allowed: bool) -> aiohttp.ClientSession:
-        if private_allowed not in self._sessions:
-            self._sessions[private_allowed] = aiohttp.ClientSession(
+    def _session(self, private_allowed: bool, loopback_only: bool) -> aiohttp.ClientSession:
+        rule = private_allowed, loopback_only
+        if rule not in self._sessions:
+            self._sessions[rule] = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
-                    resolver=CheckedResolver(private_allowed=private_allowed, lookup=self._lookup),
+                    resolver=CheckedResolver(
+                        private_allowed=private_allowed, loopback_only=loopback_only, lookup=self._lookup
+                    ),
                     use_dns_cache=False,
                     keepalive_timeout=15,
                 ),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 trust_env=False,
             )
-        return self._sessions[private_allowed]
+        return self._sessions[rule]
 
     async def close(self) -> None:
         for session in self._sessions.values():
             await session.close()
+
+
+def _refused(call: HttpCall, error: EgressRefused) -> Outcome:
+    """With what to do: list the host, where that would help."""
+    parts = urlsplit(call.url)
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    at = f"{host}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
+    if call.secrets and parts.scheme == "http" and not (error.listable and _means_loopback(parts.hostname or "")):
+        remedy = _HTTPS
+    elif error.listable:
+        remedy = (
+            "whoever starts the control plane may list it: "
+            f"`stockade up --private-host {at}`, or STOCKADE_PRIVATE_HOSTS={at}"
+        )
+    else:
+        remedy = "no setting opens it; a tool may reach public addresses and listed private ones"
+    return failed(f"egress refused: {error}; {remedy}", kind="policy_denied")
+
+
+def _means_loopback(host: str) -> bool:
+    return host in ("localhost", "127.0.0.1", "::1")
 
 
 def _cause(error: BaseException, kind: type[EgressRefused]) -> EgressRefused | None:

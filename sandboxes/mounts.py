@@ -29,22 +29,21 @@ def own_mounts() -> bool:
     return bool(libc.unshare(_CLONE_NEWNS) == 0 and libc.mount(None, b"/", None, _MS_REC | _MS_SLAVE, None) == 0)
 
 
-def unmount_below(folder: Path) -> list[Path]:
-    """Detach every mount at or below ``folder``, busy or not; what stays comes back. Nothing of it is followed."""
-    if sys.platform != "linux":
-        return []
+def unmount_below(folder: Path) -> None:
+    """Detach every mount below ``folder``, busy or not, following no link. What may not be detached stays."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        return
     libc = ctypes.CDLL(None, use_errno=True)
     for place in _mounted(folder):
         libc.umount2(place, _MNT_DETACH | _UMOUNT_NOFOLLOW)
-    return [Path(os.fsdecode(place)) for place in _mounted(folder)]
 
 
 def _mounted(folder: Path) -> list[bytes]:
-    """Mount points at or below ``folder``, the deepest and latest first."""
-    top = os.fsencode(os.path.realpath(folder))
+    """Mount points below ``folder``, the deepest and latest first. The folder itself may be somebody's volume."""
+    top = os.fsencode(os.path.realpath(folder)) + b"/"
     found = []
     for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
         place = _ESCAPED.sub(lambda octal: bytes([int(octal[1], 8)]), line.split(b" ")[4])
-        if place == top or place.startswith(top + b"/"):
+        if place.startswith(top):
             found.append(place)
     return sorted(reversed(found), key=len, reverse=True)

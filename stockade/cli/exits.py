@@ -30,6 +30,7 @@ class Exit(IntEnum):
 
 class Refusal(Exception):
     """A command that cannot go on. Printed as four lines on standard error, empty ones left out."""
+    ALREADY_RUNNING = 9
 
     def __init__(self, code: Exit, what: str, *, where: str = "", why: str = "", fix: str = "") -> None:
         super().__init__(what)

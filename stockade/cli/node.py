@@ -26,6 +26,7 @@ class Options:
     data: tuple[str, ...]
     labels: tuple[str, ...]
     slots: int | None
+    drain_seconds: float
     state_dir: Path | None
     cache_dir: Path | None
     ca_file: Path | None
@@ -34,10 +35,9 @@ class Options:
 def serve(options: Options) -> int:
     """Run the node until it is told to end; the exit code."""
     try:
-        import anyio
-
         from dataplane.cli import configure_logs, run_node
         from dataplane.config import ConfigError, NodeConfig
+        from dataplane.state_lock import AlreadyRunning
     except ImportError as error:
         raise Refusal(Exit.USAGE, "this installation cannot run a node", why=str(error), fix=install("node")) from None
     url = options.url or contexts.resolve(None, None).url
@@ -56,11 +56,20 @@ def serve(options: Options) -> int:
             data={name: Path(path) for name, path in inputs.pairs(options.data, "path").items()},
             labels=inputs.pairs(options.labels, "value"),
             slots=options.slots,
+            drain_seconds=options.drain_seconds,
             ca_file=options.ca_file,
         )
-        anyio.run(run_node, config, backend_options={"use_uvloop": True})
+        run_node(config)
     except ConfigError as error:
         raise Refusal(Exit.USAGE, "the node cannot start", where=url, why=str(error)) from None
+    except AlreadyRunning as running:
+        raise Refusal(
+            Exit.ALREADY_RUNNING,
+            "a node runs here already",
+            where=str(running.folder),
+            why=str(running),
+            fix="give a second node a folder of its own with --state-dir, or end the first",
+        ) from None
     return int(Exit.OK)
 
 

@@ -33,6 +33,10 @@ def up(
     data: DataRoots = None,
     policy: Annotated[Path | None, typer.Option("--policy", help="rules and data over the shipped ones")] = None,
     node: Annotated[bool, typer.Option("--node/--no-node", help="also run a node on this machine")] = True,
+    private_host: Annotated[
+        list[str] | None,
+        typer.Option("--private-host", help="HOST:PORT that HTTP tools may reach though it is private or loopback"),
+    ] = None,
     keep_context: Annotated[bool, typer.Option("--context/--no-context", help="write the context file")] = True,
 ) -> None:
     """One machine: control plane, SQLite and a node, on loopback, until Ctrl-C."""
@@ -40,7 +44,8 @@ def up(
 
     starting.become(
         starting.plan(
-            port=port, state_dir=state_dir, data=data or [], policy=policy, node=node, keep_context=keep_context
+            port=port, state_dir=state_dir, data=data or [], policy=policy, private_hosts=private_host or [],
+            node=node, keep_context=keep_context,
         )
     )
 
@@ -63,6 +68,7 @@ def node(
     data: DataRoots = None,
     label: Annotated[list[str] | None, typer.Option("--label", help="NAME=VALUE")] = None,
     slots: Annotated[int | None, typer.Option(min=1, help="attempts at one time")] = None,
+    drain_seconds: Annotated[float, typer.Option(min=0, help="how long SIGTERM lets attempts finish")] = 30.0,
     state_dir: StateDir = None,
     cache_dir: Annotated[Path | None, typer.Option(help="prepared images; default: ~/.cache/stockade/images")] = None,
     ca_file: Annotated[Path | None, typer.Option(help="a private certificate authority")] = None,
@@ -75,7 +81,8 @@ def node(
     return serve(
         Options(
             url=url, join=join, join_token_file=join_token_file, name=name, data=tuple(data or ()),
-            labels=tuple(label or ()), slots=slots, state_dir=state_dir, cache_dir=cache_dir, ca_file=ca_file,
+            labels=tuple(label or ()), slots=slots, drain_seconds=drain_seconds, state_dir=state_dir,
+            cache_dir=cache_dir, ca_file=ca_file,
         )
     )  # fmt: skip
 

@@ -7,33 +7,31 @@ client's libraries would cost more memory than all the rest of it.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import http.client
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
+from controlplane.state_lock import AlreadyRunning, hold_state
 from stockade.cli import contexts
+from stockade.cli.children import Child
 from stockade.cli.exits import Exit, Refusal, show
 from stockade.cli.output import say
 
 READY_SECONDS = 60.0
-STOP_SECONDS = 15.0
-FIRST_BACKOFF_SECONDS = 0.5
-LONGEST_BACKOFF_SECONDS = 30.0
-STEADY_SECONDS = 60.0
+JOIN_SECONDS = 20.0
+DRAIN_SECONDS = 10.0
 POLL_SECONDS = 0.1
+JOIN_POLL_SECONDS = 1.0
 ANSWER_SECONDS = 5.0
 PYTHON = (sys.executable, "-P")
 """``-P``: nothing is imported from the folder it was started in, which may be anybody's."""
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +42,8 @@ class Plan:
     state_dir: str
     data: dict[str, str]
     policy: str | None
+    private_hosts: str
+    """As STOCKADE_PRIVATE_HOSTS takes them; empty leaves the variable as it is."""
     node: bool
     keep_context: bool
 
@@ -60,81 +60,81 @@ class Plan:
         return [*PYTHON, "-m", "stockade.cli.supervisor", json.dumps(asdict(self))]
 
 
-class _Child:
-    """One supervised process; started again after a pause that doubles while it keeps dying."""
-
-    def __init__(self, name: str, start: Callable[[], subprocess.Popen[bytes]]) -> None:
-        self.name = name
-        self._start = start
-        self._backoff = FIRST_BACKOFF_SECONDS
-        self._again_at = 0.0
-        self._started_at = 0.0
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def tend(self) -> None:
-        """Start it if it is due; notice if it died."""
-        now = time.monotonic()
-        if self.process is None:
-            if now >= self._again_at:
-                self.process, self._started_at = self._start(), now
-            return
-        code = self.process.poll()
-        if code is None:
-            return
-        if now - self._started_at > STEADY_SECONDS:
-            self._backoff = FIRST_BACKOFF_SECONDS
-        say(f"the {self.name} ended with {code}; starting it again in {self._backoff:g} s")
-        self.process, self._again_at = None, now + self._backoff
-        self._backoff = min(self._backoff * 2, LONGEST_BACKOFF_SECONDS)
-
-    def stop(self) -> None:
-        """Ask it to end, then make it."""
-        if self.process is None or self.process.poll() is not None:
-            return
-        self.process.terminate()
-        try:
-            self.process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-
 class _Stop(BaseException):
     """A signal asked this process to end."""
 
 
 def supervise(plan: Plan) -> int:
-    """Run until SIGTERM or SIGINT. Returns 0; every child is gone by then."""
-    plan.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    """Run until SIGTERM or SIGINT. Returns 0; every child is gone by then. Raises ``Refusal``."""
+    try:
+        # No patience: if the last one was killed, the kernel has released this by now; the children wait for theirs.
+        with hold_state(plan.folder, plan.url, patience_seconds=0):
+            plan.folder.chmod(0o700)  # also one that was there before
+            return _supervise(plan)
+    except AlreadyRunning as running:
+        raise already_up(running) from None
+
+
+def already_up(running: AlreadyRunning) -> Refusal:
+    """What the second ``stockade up`` of a state folder says."""
+    return Refusal(
+        Exit.ALREADY_RUNNING,
+        "Stockade is already running",
+        where=str(running.folder),
+        why=str(running),
+        fix=f"use it, end it with `kill {running.pid}`, or start another with --state-dir DIR --port 0",
+    )
+
+
+def _supervise(plan: Plan) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _raise_stop)
-    children: list[_Child] = []
+    children: list[Child] = []
+    key = ""
     try:
-        control = _Child("control plane", lambda: _start(plan, "control", _control_command(), _control_settings(plan)))
+        control = Child("control plane", _control_command(), plan.folder / "control.log", _control_settings(plan))
         children.append(control)
         control.tend()
         _await_ready(plan, control)
         key = (plan.folder / "control" / "admin.key").read_text().strip()
         if plan.keep_context:
             contexts.write(contexts.context_file(), plan.url, key)
+        joined = False
         if plan.node:
             _keep(plan.folder / "join.token", _join_token(plan, key))
-            node = _Child("node", lambda: _start(plan, "node", _node_command(plan), {}))
-            children.append(node)
-            node.tend()
-        _banner(plan)
+            children.append(Child("node", _node_command(plan), plan.folder / "node.log", {}))
+            joined = _await_node(plan, key, children)
+        _banner(plan, joined)
         while True:
             for child in children:
                 child.tend()
-            time.sleep(POLL_SECONDS)
+            if plan.node and not joined and (joined := _node_is_ready(plan, key)):
+                say("the node has joined")
+            time.sleep(POLL_SECONDS if joined or not plan.node else JOIN_POLL_SECONDS)
     except _Stop:
-        say("stopping")
+        _stop(plan, key, children)
         return int(Exit.OK)
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
         for child in reversed(children):
             child.stop()
+
+
+def _stop(plan: Plan, key: str, children: list[Child]) -> None:
+    """End the children in order, the node first; a second signal kills them."""
+    try:
+        held = _attempts(plan, key)
+        what = f"draining {held} attempt{'' if held == 1 else 's'} for up to {DRAIN_SECONDS:g} s; " if held else ""
+        say(f"stopping: {what}Ctrl-C again to force")
+        for child in reversed(children):
+            child.stop()
+    except _Stop:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        say("forced: what was running is taken up by the next start")
+        for child in reversed(children):
+            child.kill()
 
 
 def _raise_stop(_number: int, _frame: FrameType | None) -> None:
@@ -151,56 +151,72 @@ def _control_settings(plan: Plan) -> dict[str, str]:
         "STOCKADE_HOST": "127.0.0.1",
         "STOCKADE_PORT": str(plan.port),
     }
-    return settings if plan.policy is None else {**settings, "STOCKADE_POLICY_DIR": plan.policy}
+    if plan.policy is not None:
+        settings["STOCKADE_POLICY_DIR"] = plan.policy
+    if plan.private_hosts:
+        settings["STOCKADE_PRIVATE_HOSTS"] = plan.private_hosts
+    return settings
 
 
 def _node_command(plan: Plan) -> list[str]:
     command = [*PYTHON, "-m", "stockade.cli.main", "node", "--url", plan.url]
     command += ["--state-dir", str(plan.folder / "node"), "--join-token-file", str(plan.folder / "join.token")]
+    command += ["--drain-seconds", f"{DRAIN_SECONDS:g}"]
     for name, path in plan.data.items():
         command += ["--data", f"{name}={path}"]
     return command
 
 
-def _start(plan: Plan, name: str, command: list[str], settings: dict[str, str]) -> subprocess.Popen[bytes]:
-    environment = {key: value for key, value in os.environ.items() if key != "STOCKADE_API_KEY"}
-    log = plan.folder / f"{name}.log"
-    with log.open("ab") as stream:
-        # A session of its own: Ctrl-C reaches this process only, which then ends the children in order.
-        return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env={**environment, **settings},
-            start_new_session=True, preexec_fn=_dies_with(os.getpid()),
-        )  # fmt: skip
-
-
-def _dies_with(parent: int) -> Callable[[], None] | None:
-    """What a child does first: have the kernel kill it when ``parent`` is gone, however that ended."""
-    if sys.platform != "linux":
-        return None
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-
-    def ask() -> None:
-        # The wish outlives the exec. It is tied to the parent's thread, and `up` has one.
-        if prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0 or os.getppid() != parent:
-            os._exit(1)
-
-    return ask
-
-
-def _await_ready(plan: Plan, control: _Child) -> None:
+def _await_ready(plan: Plan, control: Child) -> None:
     deadline = time.monotonic() + READY_SECONDS
-    log = plan.folder / "control.log"
+    where = str(control.log)
     while time.monotonic() < deadline:
-        if control.process is not None and control.process.poll() is not None:
-            tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
-            raise Refusal(
-                Exit.FAILED, "the control plane did not start", where=str(log), why=tail, fix="stockade doctor"
-            )
+        if control.ended():
+            control.check_alone()
+            why = control.reason()
+            raise Refusal(Exit.FAILED, "the control plane did not start", where=where, why=why, fix=f"tail {where}")
         with contextlib.suppress(OSError, http.client.HTTPException):
             if _ask(plan, "GET", "/readyz")[0] == 200:
                 return
         time.sleep(POLL_SECONDS)
-    raise Refusal(Exit.TIMEOUT, "the control plane is not ready", where=str(log), fix=f"tail {log}")
+    raise Refusal(Exit.TIMEOUT, "the control plane is not ready", where=where, fix=f"tail {where}")
+
+
+def _await_node(plan: Plan, key: str, children: list[Child]) -> bool:
+    """Whether the node has joined, after a while or when it fails for the first time."""
+    deadline = time.monotonic() + JOIN_SECONDS
+    while time.monotonic() < deadline:
+        failed = any(child.ended() for child in children)
+        for child in children:
+            child.tend()
+        if failed or _node_is_ready(plan, key):
+            return not failed
+        time.sleep(POLL_SECONDS)
+    return False
+
+
+def _node_is_ready(plan: Plan, key: str) -> bool:
+    """Whether the node of this state folder has called the control plane since that was started."""
+    with contextlib.suppress(OSError):
+        identity = (plan.folder / "node" / "identity").read_text().strip()
+        return any(node["name"] == identity and node["status"] == "ready" for node in _nodes(plan, key))
+    return False
+
+
+def _attempts(plan: Plan, key: str) -> int:
+    """How many attempts the node of this state folder holds; 0 where nobody can say."""
+    with contextlib.suppress(OSError):
+        identity = (plan.folder / "node" / "identity").read_text().strip()
+        return sum(int(node["attempts"]) for node in _nodes(plan, key) if node["name"] == identity)
+    return 0
+
+
+def _nodes(plan: Plan, key: str) -> list[dict[str, Any]]:
+    with contextlib.suppress(OSError, http.client.HTTPException, ValueError, KeyError):
+        status, body = _ask(plan, "GET", "/v1/nodes", key)
+        if status == 200:
+            return list(json.loads(body)["data"])
+    return []
 
 
 def _ask(plan: Plan, method: str, path: str, key: str | None = None) -> tuple[int, bytes]:
@@ -229,8 +245,9 @@ def _keep(path: Path, value: str) -> None:
         file.write(value + "\n")
 
 
-def _banner(plan: Plan) -> None:
+def _banner(plan: Plan, joined: bool) -> None:
     roots = "  ".join(f"data://{name}/" for name in plan.data) or "none (--data NAME=PATH)"
+    node = "joined" if joined else f"still joining; see {plan.folder / 'node.log'}"
     context = str(contexts.context_file()) if plan.keep_context else "not written"
     for label, text in (
         ("Stockade is up", ""),
@@ -238,6 +255,7 @@ def _banner(plan: Plan) -> None:
         ("OpenAPI", f"{plan.url}/openapi.json"),
         ("workflow schema", f"{plan.url}/schema/workflow.json"),
         ("health", f"{plan.url}/readyz"),
+        ("node", node if plan.node else "none (--no-node)"),
         ("data", roots if plan.node else "no node"),
         ("admin key", str(plan.folder / "control" / "admin.key")),
         ("context", context),
@@ -249,6 +267,7 @@ def _banner(plan: Plan) -> None:
 
 def main(argument: str) -> int:
     """Carry out a plan; the exit code."""
+    os.umask(0o077)  # what is kept here is nobody else's to read
     try:
         return supervise(Plan(**json.loads(argument)))
     except Refusal as refusal:

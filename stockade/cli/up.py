@@ -15,26 +15,45 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from controlplane.private_hosts import parse
+from controlplane.state_lock import AlreadyRunning, hold_state
 from stockade.cli import inputs, places
 from stockade.cli.exits import Exit, Refusal
-from stockade.cli.supervisor import Plan
+from stockade.cli.supervisor import Plan, already_up
 
 
 def plan(
-    *, port: int, state_dir: Path | None, data: list[str], policy: Path | None, node: bool, keep_context: bool
-) -> Plan:
-    """Checked before anything starts: the roots exist, the port is free."""
+    *, port: int, state_dir: Path | None, data: list[str], policy: Path | None, private_hosts: list[str], node: bool,
+    keep_context: bool,
+) -> Plan:  # fmt: skip
+    """Checked before anything starts: the roots exist, nobody has the state folder, the port is free."""
     roots = inputs.pairs(data, "path")
     for name, path in roots.items():
         if not Path(path).is_dir():
             raise Refusal(Exit.NOT_FOUND, "no such folder to export", where=f"--data {name}={path}")
     if policy is not None and not policy.is_dir():
         raise Refusal(Exit.NOT_FOUND, "no such folder of rules", where=f"--policy {policy}")
+    try:
+        hosts = ",".join(private_hosts)
+        parse(hosts)
+    except ValueError as error:
+        raise Refusal(Exit.USAGE, "no address of a private host", where="--private-host", why=str(error)) from None
+    folder = places.state_dir(state_dir)
+    try:
+        with hold_state(folder, "", patience_seconds=0):
+            pass  # before the port: the one that has the folder likely has the port as well
+    except AlreadyRunning as running:
+        raise already_up(running) from None
+    except OSError as error:
+        why = error.strerror or str(error)
+        fix = "choose another place with --state-dir"
+        raise Refusal(Exit.FAILED, "the state folder cannot be used", where=str(folder), why=why, fix=fix) from None
     return Plan(
         port=_free(port),
-        state_dir=str(places.state_dir(state_dir)),
+        state_dir=str(folder),
         data={name: str(Path(path).absolute()) for name, path in roots.items()},
         policy=None if policy is None else str(policy.absolute()),
+        private_hosts=hosts,
         node=node,
         keep_context=keep_context,
     )

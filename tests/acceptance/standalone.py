@@ -22,13 +22,20 @@ class Standalone:
     """Started on entry and ready then; ended on exit with all its descendants, whatever became of it meanwhile.
 
     ``program`` is the command line of ``stockade``; it runs in ``folder``, which is also its home and holds its state.
-    With ``checkout`` false nothing of this repository is on its path.
+    ``arguments`` are more of ``up``'s. With ``checkout`` false nothing of this repository is on its path.
     """
 
     def __init__(
-        self, folder: Path, image_cache: Path, program: Sequence[str] = CHECKOUT, *, checkout: bool = True
+        self,
+        folder: Path,
+        image_cache: Path,
+        program: Sequence[str] = CHECKOUT,
+        *,
+        arguments: Sequence[str] = (),
+        checkout: bool = True,
     ) -> None:
         self.folder = folder
+        self.arguments = list(arguments)
         self.program = list(program)
         self.url = ""
         images = folder / "cache" / "stockade" / "images"
@@ -78,6 +85,16 @@ class Standalone:
             timeout=seconds, check=False,
         )  # fmt: skip
 
+    def signal(self, number: int) -> None:
+        """Send it to ``stockade up`` alone."""
+        assert self._process is not None, "it does not run"
+        self._process.send_signal(number)
+
+    def returncode(self) -> int | None:
+        """Its exit status, ``None`` while it runs."""
+        assert self._process is not None, "it does not run"
+        return self._process.poll()
+
     def kill(self) -> None:
         """SIGKILL of ``stockade up`` alone."""
         assert self._process is not None, "it does not run"
@@ -85,7 +102,7 @@ class Standalone:
         self._process.wait()
 
     def __enter__(self) -> Self:
-        arguments = ["up", "--port", "0", "--state-dir", str(self.folder / "state")]
+        arguments = ["up", "--port", "0", "--state-dir", str(self.folder / "state"), *self.arguments]
         with (self.folder / "up.log").open("wb") as log:
             self._process = subprocess.Popen(
                 [*self.program, *arguments], cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL,

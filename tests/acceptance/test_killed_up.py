@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,6 +50,11 @@ def test_kill_9_of_up_ends_every_process_below_it(tmp_path: Path, image_cache: P
     with second:
         done = second.command("run", str(Path(__file__).parents[2] / "examples" / "hello.json"), "--wait")
         assert done.returncode == 0, done.stdout + done.stderr
+        wait_for(lambda: serving(second), "a node with sandboxes")
+        left = second.descendants()
+        second.kill()
+        wait_for(lambda: not any(lives(one) for one in left), "the end of what it had started", PROMISED_SECONDS)
+    shutil.rmtree(tmp_path / "state")
 
 
 def test_a_node_of_its_own_outlives_the_shell_that_started_it(make_cluster: type[Cluster], tmp_path: Path) -> None:
