@@ -1,7 +1,7 @@
 """Stockade runs what agents write. The Python client, and the version of the whole product.
 
     from stockade import Client
-    with Client("http://127.0.0.1:7373", api_key="sk_…") as client:
+    with Client() as client:  # the server and key of `stockade up`, or STOCKADE_URL and STOCKADE_API_KEY
         run = client.submit({"stockade": "1", "name": "hello", "steps": [{"id": "a", "set": 1}]})
 
 Importing this package costs nothing: the client is loaded when it is first named.

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stockade.cli.exits import Exit, Refusal, of_problem, of_unreachable, show
+from stockade.cli.exits import Exit, Refusal, of_no_key, of_problem, of_unreachable, show
 from stockade.cli.output import Format
 
 if TYPE_CHECKING:
     from stockade.client import Client
+    from stockade.contexts import Context
 
 app = typer.Typer(
     name="stockade", help="Stockade runs what agents write.", no_args_is_help=True, pretty_exceptions_enable=False,
@@ -40,6 +41,7 @@ RunName = Annotated[str, typer.Argument(metavar="RUN", help="an id, a unique pre
 class _Flags:
     url: str | None = None
     api_key: str | None = None
+    context: Context | None = None
 
 
 _flags = _Flags()
@@ -51,7 +53,7 @@ def options(
     api_key: Annotated[str | None, typer.Option(help="else STOCKADE_API_KEY, else the context")] = None,
 ) -> None:
     """Stockade runs what agents write."""
-    _flags.url, _flags.api_key = url, api_key
+    _flags.url, _flags.api_key, _flags.context = url, api_key, None
 
 
 def connect() -> Client:
@@ -59,7 +61,7 @@ def connect() -> Client:
     from stockade.cli.contexts import resolve
     from stockade.client import Client
 
-    context = resolve(_flags.url, _flags.api_key)
+    context = _flags.context = resolve(_flags.url, _flags.api_key)
     return Client(context.url, api_key=context.api_key)
 
 
@@ -88,6 +90,8 @@ def _refusal(error: Exception) -> Refusal:
     from stockade.client.errors import ServerUnreachable, StockadeError
 
     if isinstance(error, StockadeError):
+        if error.status == 401 and _flags.context is not None:
+            return of_no_key(error, _flags.context)
         return of_problem(error)
     if isinstance(error, ServerUnreachable):
         return of_unreachable(error)

@@ -1,42 +1,94 @@
-"""Why: a decision in words, or a run's steps with where they are and what policy said."""
+"""Why: a decision in words, or a run's steps with where they are, what they wait for and what policy said."""
 
 from __future__ import annotations
 
+import json
+import math
+import re
+from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from stockade.cli import inputs
 from stockade.cli.exits import visible
-from stockade.cli.output import Format, show_list, show_value
-from stockade.client import Client, Decision, Step
+from stockade.cli.output import Format, duration, show_list, show_value, yaml_lines
+from stockade.cli.tree import question
+from stockade.client import Client, Decision, Run, Step
+
+MOST_STEPS = 20
+"""A run of more steps is explained by the first so many that failed, wait, or were refused something."""
+MOST_SHOWN_CHARACTERS = 600
 
 
 def explain(client: Client, subject: str, path: str | None, form: Format) -> None:
-    """A decision by id, one step of a run, or every refusal and wait of a run."""
+    """A decision by id, one step of a run, or a run: every step of a small one, of a large one what went wrong."""
     if subject.startswith("dec_"):
-        _decision(client.decision(subject), form)
-        return
-    run_id = inputs.find_run(client, subject)
-    if path is not None:
-        step = client.step(run_id, path)
+        made = client.decision(subject)
         if form is Format.TABLE:
-            _step(step)
-            for made in client.decisions(run_id):
-                if made.path == path:
-                    _decision(made, form)
+            _decision(made, asked=True)
         else:
+            show_value(made.model_dump(mode="json"), form)
+        return
+    run = client.run(inputs.find_run(client, subject))
+    names = {node.id: node.name for node in client.nodes()}
+    if path is not None:
+        step = client.step(run.id, path)
+        if form is not Format.TABLE:
             show_value(step.model_dump(mode="json"), form)
+            return
+        about = [one for one in client.decisions(run.id) if one.path == path]
+        _step(run, step, names)
+        for one in about:
+            _decision(one)
         return
-    denied = client.decisions(run_id, allow=False)
-    waiting = [step for step in client.steps(run_id) if step.waiting or step.status == "failed"]
+    _run(client, run, names, form)
+
+
+def _run(client: Client, run: Run, names: dict[str, str], form: Format) -> None:
+    steps = client.steps(run.id)
+    small = len(steps) <= MOST_STEPS
+    decisions = client.decisions(run.id) if small else client.decisions(run.id, allow=False)
+    refused = {made.path for made in decisions if not made.allow}
+    told = [one for one in steps if small or one.status in ("failed", "waiting") or one.path in refused]
     if form is not Format.TABLE:
-        show_value([one.model_dump(mode="json") for one in (*denied, *waiting)], form)
+        show_value([one.model_dump(mode="json") for one in (*decisions, *told)], form)
         return
-    for step in waiting:
-        _step(step)
-    for made in denied:
-        _decision(made, form)
-    if not denied and not waiting:
-        print(f"{run_id}: nothing was refused, nothing waits, nothing failed")
+    print(f"{run.id}  {run.status}  {run.workflow.name}@{run.workflow.version}")
+    if run.error is not None:
+        print(f"  error     {run.error.type}: {visible(run.error.message)}")
+    for step in _in_order(told)[:MOST_STEPS]:
+        print()
+        _step(run, step, names)
+        for made in decisions:
+            if made.path == step.path:
+                _decision(made, brief=made.allow)
+    general = [made for made in decisions if not made.path]
+    if general:
+        print("\nof the whole run")
+    for made in general:
+        _decision(made, brief=made.allow)
+    left = len(steps) - min(len(told), MOST_STEPS)
+    if left:
+        counts = ", ".join(f"{count} {status}" for status, count in run.steps.by_status.items())
+        print(f"\n{left} more of {len(steps)} steps ({counts}): stockade explain {run.id} STEP")
+    made_all = f"{run.decisions.total} decision{'' if run.decisions.total == 1 else 's'}, {run.decisions.denied} denied"
+    print(f"\n{made_all}: stockade policy decisions --run {run.id}")
+
+
+def _in_order(steps: Sequence[Step]) -> list[Step]:
+    """Top-level steps by when they began and ended, and below each its own by their path."""
+    tops = {step.path: step for step in steps}
+
+    def place(step: Step) -> tuple[float, float, list[tuple[int, str]]]:
+        top = tops.get(re.split(r"[/\[]", step.path, maxsplit=1)[0], step)
+        parts = [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"[/\[\]]+", step.path)]
+        return _moment(top.started_at), _moment(top.finished_at), parts
+
+    return sorted(steps, key=place)
+
+
+def _moment(at: datetime | None) -> float:
+    return math.inf if at is None else at.timestamp()
 
 
 def decisions(client: Client, run: str | None, denied: bool, form: Format) -> None:
@@ -53,31 +105,96 @@ def decisions(client: Client, run: str | None, denied: bool, form: Format) -> No
     show_list(client.decisions(run_id, allow=False if denied else None), form, columns, wide)
 
 
-def _decision(decision: Decision, form: Format) -> None:
-    if form is not Format.TABLE:
-        show_value(decision.model_dump(mode="json"), form)
+def _decision(decision: Decision, *, asked: bool = False, brief: bool = False) -> None:
+    """``asked``: with the (masked) question; ``brief``: one line, as for a yes among many."""
+    answer = "ALLOWED" if decision.allow else "DENIED"
+    if brief:
+        _say("policy", f"{answer.lower()} {decision.entry}  {decision.id}")
         return
-    print(f"{decision.id}  {'ALLOWED' if decision.allow else 'DENIED'}  {decision.entry}")
+    print(f"{decision.id}  {answer}  {decision.entry}")
     if decision.run:
-        print(f"  for     {decision.run} {visible(decision.path or '')}".rstrip())
+        _say("for", f"{decision.run} {decision.path or ''}".rstrip())
     for reason in decision.reasons:
-        print(f"  because {visible(reason.message)} [{visible(reason.code)}]")
-        if reason.rule:
-            print(f"  rule    {visible(reason.rule)}")
-        if reason.remedy:
-            print(f"  remedy  {visible(reason.remedy)}")
-    if decision.failure:
-        print(f"  failure {visible(decision.failure)}")
-    print(f"  policy  {decision.revision} ({decision.engine}), input {decision.input_digest}")
+        _say("because", f"{reason.message} [{reason.code}]")
+        _say("rule", reason.rule or "")
+        _say("remedy", reason.remedy or "")
+    _say("failure", decision.failure or "")
+    for obligation in decision.obligations:
+        _say("obliges", json.dumps(obligation, ensure_ascii=False))
+    _say("policy", f"{decision.revision} ({decision.engine}), input {decision.input_digest}")
+    if asked and decision.input is not None:
+        print("  asked     (masked; a rule sees this as `input`)")
+        for line in yaml_lines(decision.input, "    "):
+            print(visible(line))
 
 
-def _step(step: Step) -> None:
-    print(f"{visible(step.path)}  {step.status}  {step.verb}  {step.tier or ''} {step.node or ''}".rstrip())
+def _step(run: Run, step: Step, names: dict[str, str]) -> None:
+    took = ""
+    if step.started_at is not None and step.finished_at is not None:
+        took = duration((step.finished_at - step.started_at).total_seconds())
+    print("  ".join(part for part in (visible(step.path), step.status, step.verb, took) if part))
     if step.error is not None:
-        print(f"  error   {step.error.type}: {visible(step.error.message)}")
-    for reason in step.waiting or ():
-        print(f"  waits   {visible(reason.message)} [{reason.code}]")
-        if reason.fix:
-            print(f"  fix     {visible(reason.fix)}")
-    for key, value in (step.placement or {}).items():
-        print(f"  placed  {key}: {visible(str(value))}")
+        _say("error", f"{step.error.type}: {step.error.message}")
+    if step.number > 1 or step.failures > 1:
+        _say("attempts", f"{step.number}, of which {step.failures} failed")
+    if step.placement is not None:
+        _placed(step, step.placement, names)
+    if step.status == "waiting":
+        for reason in step.waiting or ():
+            _say("waits", f"{reason.message} [{reason.code}]")
+            _say("fix", reason.fix or "")
+    _control(run, step, step.detail if isinstance(step.detail, dict) else {})
+    report = step.report
+    if report is not None and (report.stdout_bytes or report.stderr_bytes):
+        wrote = f"{report.stdout_bytes} bytes on stdout, {report.stderr_bytes} on stderr"
+        _say("wrote", f"{wrote}: stockade logs {run.id} {step.path}")
+
+
+def _placed(step: Step, placement: dict[str, Any], names: dict[str, str]) -> None:
+    """Where it is and what that place was preferred for; costs are estimated seconds."""
+    where = names.get(step.node or "", step.node or "no node")
+    _say("placed", f"on {where} in {step.tier}" if step.tier else f"on {where}")
+    candidates = placement.get("candidates")
+    filtered = placement.get("filtered")
+    if isinstance(filtered, dict) and filtered:
+        left_out = ", ".join(f"{count} by {code}" for code, count in filtered.items())
+        _say("", f"of {candidates} nodes, left out: {left_out}")
+    for one in placement.get("top") or ():
+        if not isinstance(one, dict):
+            continue
+        terms = ", ".join(f"{term} {float(cost):.3f}" for term, cost in (one.get("terms") or {}).items())
+        name = names.get(str(one.get("node")), str(one.get("node")))
+        _say("", f"{name} would cost {float(one.get('cost_seconds') or 0):.3f} s{f' ({terms})' if terms else ''}")
+
+
+def _control(run: Run, step: Step, detail: dict[str, Any]) -> None:
+    """What is special to an ``if``, a ``map`` and an ``approve``."""
+    if "branch" in detail:
+        _say("branch", {"do": "the condition held: do", "else": "the condition did not hold: else"}.get(
+            str(detail["branch"]), str(detail["branch"])
+        ))  # fmt: skip
+    if "items" in detail:
+        _say("items", str(detail["items"]))
+    if "ask" not in detail:
+        return
+    _say("asks", str(detail["ask"]))
+    if detail.get("show") is not None:
+        shown = json.dumps(detail["show"], ensure_ascii=False)
+        _say("shows", shown if len(shown) <= MOST_SHOWN_CHARACTERS else shown[:MOST_SHOWN_CHARACTERS] + "…")
+    if detail.get("by"):
+        _say("of", ", ".join(str(one) for one in detail["by"]))
+    decided = detail.get("decided")
+    if isinstance(decided, dict):
+        comment = f": {decided['comment']}" if decided.get("comment") else ""
+        _say("answer", f"{'approved' if decided.get('approved') else 'rejected'} by {decided.get('by')}{comment}")
+    elif question(step):
+        _say("fix", f"stockade approve {run.id} {step.path}      (or reject)")
+
+
+def _say(label: str, text: str) -> None:
+    """One indented line; nothing for an empty text."""
+    if text:
+        first, *rest = visible(text).splitlines() or [""]
+        print(f"  {label:<9} {first}")
+        for line in rest:
+            print(f"  {'':<9} {line}")

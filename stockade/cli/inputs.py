@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +13,10 @@ from stockade.cli.exits import Exit, Refusal
 
 if TYPE_CHECKING:
     from stockade.client import Client
-    from stockade.client.models import Run
+    from stockade.client.models import Problem, Run
 
 PREFIX_PAGE = 200
+_MISSING = re.compile(r'"([A-Za-z_][A-Za-z0-9_]*)" is a required property\Z')
 
 
 def workflow(text: str) -> dict[str, Any] | str:
@@ -48,6 +50,19 @@ def run_input(parts: Sequence[str]) -> Any:
             raise Refusal(Exit.USAGE, "key=value needs an object", where=given, fix="pass the whole input in one file")
         whole[key] = _json(_file(value[1:]), value[1:]) if value.startswith("@") else _value(value)
     return whole
+
+
+def remedy(problem: Problem, parts: Sequence[str]) -> str:
+    """What to type for a fault of the input: the server knows the schema, not how a value was given."""
+    name = problem.pointer.removeprefix("/").partition("/")[0]
+    for given in parts:
+        key, equals, text = given.partition("=")
+        if equals and key == name and not text.startswith("@") and _value(text) != text:
+            return f"{text} is read as JSON; for text write --input '{key}={json.dumps(text)}'"
+    missing = _MISSING.match(problem.message)
+    if missing:
+        return f"--input {missing[1]}=VALUE"
+    return problem.hint
 
 
 def find_run(client: Client, name: str) -> str:

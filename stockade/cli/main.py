@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     at = arguments.index("run") if "run" in arguments else -1
     # `stockade run FILE` is the shortcut of every day; its noun's other verbs stand beside it.
     if at >= 0 and noun == "run" and arguments[at + 1 : at + 2] and arguments[at + 1] in _RUN_VERBS:
-        arguments[at : at + 2] = [f"run-{arguments[at + 1]}"]
+        arguments[at : at + 2] = [f"run {arguments[at + 1]}"]
     from stockade.cli.app import execute
 
     return execute(arguments)

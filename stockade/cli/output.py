@@ -30,6 +30,9 @@ class Format(StrEnum):
     NAME = "name"
 
 
+DATA_FORMS = frozenset({Format.JSON, Format.JSONL, Format.YAML})
+
+
 def console(stderr: bool = False) -> Console:
     """A console that neither wraps nor colours what is piped."""
     from rich.console import Console

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import getpass
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 from stockade.cli import contexts, inputs
-from stockade.cli.exits import Exit, Refusal, of_problem
+from stockade.cli.exits import Exit, Refusal, sent
 from stockade.cli.output import Format, age, say, show_list, show_table, show_value, size
-from stockade.client import Client, StockadeError
+from stockade.client import Client
 
+_TOOL_NAME = re.compile(r"[a-z][a-z0-9_-]*(\.[A-Za-z][A-Za-z0-9_-]*)+\Z")
 Columns = list[tuple[str, Any]]
 
 
@@ -66,16 +68,23 @@ def secrets(client: Client, form: Format) -> None:
     show_list(client.secrets(), form, columns)
 
 
-def add_tool(client: Client, file: Path) -> None:
-    """Register the tool a file declares."""
+def add_tool(client: Client, file: Path, name: str | None) -> None:
+    """Register the tool a file declares; ``name`` where the file has none."""
     declared = inputs.workflow(str(file))
-    if not isinstance(declared, dict) or not isinstance(declared.get("name"), str):
+    if not isinstance(declared, dict):
+        raise Refusal(Exit.USAGE, "not a tool file", where=str(file), fix='{"kind": "http", …}; see docs/workflow.md')
+    own = declared.pop("name", None)
+    wanted = name or own
+    if not isinstance(wanted, str):
         raise Refusal(Exit.USAGE, "the tool has no name", where=str(file), fix='add "name": "server.tool"')
-    name = declared.pop("name")
-    try:
-        made = client.put_tool(name, declared)
-    except StockadeError as error:
-        raise of_problem(error, str(file)) from None
+    if name is not None and own not in (None, name):
+        why = f"the file says {own!r}, the command says {name!r}"
+        raise Refusal(Exit.USAGE, "which name?", where=str(file), why=why, fix=f"stockade tool add {file}")
+    if not _TOOL_NAME.match(wanted):
+        why = "a tool is named server.tool: letters, digits, - and _, the first a small letter, and a dot between"
+        raise Refusal(Exit.USAGE, "not a tool's name", where=f"{file} {wanted!r}", why=why, fix='"name": "web.search"')
+    with sent(str(file)):
+        made = client.put_tool(wanted, declared)
     say(f"{made.name} {made.digest}")
 
 
@@ -95,10 +104,8 @@ def add_workflow(client: Client, file: Path) -> None:
     definition = inputs.workflow(str(file))
     if not isinstance(definition, dict):
         raise Refusal(Exit.USAGE, "not a workflow file", where=str(file))
-    try:
+    with sent(str(file)):
         made = client.publish(definition)
-    except StockadeError as error:
-        raise of_problem(error, str(file)) from None
     say(f"{made.name}@{made.version} {made.digest}")
 
 
@@ -149,9 +156,10 @@ def show_context(form: Format) -> None:
         print(json.dumps(value)) if form is Format.JSONL else show_value(value, form)
 
 
-def set_context(url: str, api_key: str | None) -> None:
-    """Keep a server and a key."""
+def set_context(url: str | None, api_key: str | None) -> None:
+    """Keep a server and a key; without ``url`` the server that is used now."""
     key = sys.stdin.readline().strip() if api_key == "-" else api_key
     path = contexts.context_file()
-    contexts.write(path, url.rstrip("/"), key)
-    say(f"kept in {path}")
+    server = contexts.checked_url(url, "--url") if url else contexts.resolve(None, None).url
+    contexts.write(path, server, key)
+    say(f"kept in {path}: {server}, {'with' if key else 'without'} a key")

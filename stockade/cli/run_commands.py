@@ -34,19 +34,21 @@ def run(
         return runs.run(client, workflow, input or [], label or [], how, quiet, timeout, output)
 
 
-@app.command("run-validate", hidden=True)
+@app.command("run validate", hidden=True)
 def validate(workflow: Target, input: Inputs = None, output: Output = Format.TABLE) -> int:
     """What a submit would meet: faults, policy's answer, where each step would run. Starts nothing."""
-    from stockade.cli import runs
+    from stockade.cli import validating
 
     with connect() as client:
-        return runs.validate(client, workflow, input or [], output)
+        return validating.validate(client, workflow, input or [], output)
 
 
-@app.command("run-ls", hidden=True)
+@app.command("run ls", hidden=True)
 @app.command("ps")
 def ps(
-    status: Annotated[str | None, typer.Option(help="pending, running, waiting, completed, failed, cancelled")] = None,
+    status: Annotated[
+        str | None, typer.Option(help="pending, running, waiting, cancelling, completed, failed, cancelled")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, max=200)] = 20,
     output: Output = Format.TABLE,
 ) -> None:
@@ -57,7 +59,7 @@ def ps(
         runs.ps(client, status, limit, output)
 
 
-@app.command("run-show", hidden=True)
+@app.command("run show", hidden=True)
 def show(name: RunName, output: Output = Format.JSON) -> None:
     """One run with its output."""
     from stockade.cli import runs
@@ -79,13 +81,15 @@ def watch(name: RunName = "@last", output: Output = Format.TABLE) -> int:
 def logs(
     name: RunName = "@last",
     path: Annotated[str | None, typer.Argument(metavar="[STEP]", help="a step's path, such as scan[3]/probe")] = None,
-    stream: Annotated[str, typer.Option(help="stdout or stderr")] = "stdout",
+    stream: Annotated[str | None, typer.Option(help="stdout or stderr; else both, stderr marked with !")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="go on until the step or run ends")] = False,
+    output: Output = Format.TABLE,
 ) -> None:
-    """What steps wrote."""
-    from stockade.cli import runs
+    """What steps wrote, also while they write."""
+    from stockade.cli import logs as logging
 
     with connect() as client:
-        runs.logs(client, name, path, stream)
+        logging.logs(client, name, path, stream, follow, output)
 
 
 @app.command("approve")
@@ -115,12 +119,12 @@ def reject(
 
 
 @app.command("cancel")
-def cancel(name: RunName, reason: Annotated[str | None, typer.Option(help="kept with the run")] = None) -> None:
+def cancel(name: RunName, reason: Annotated[str | None, typer.Option(help="kept with the run")] = None) -> int:
     """Ask a run to end."""
     from stockade.cli import runs
 
     with connect() as client:
-        runs.cancel(client, name, reason)
+        return runs.cancel(client, name, reason)
 
 
 @app.command("explain")

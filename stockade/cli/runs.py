@@ -9,12 +9,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from stockade.cli import inputs
-from stockade.cli.exits import Exit, Refusal, location, of_problem, of_run, show, visible
-from stockade.cli.output import Format, age, console, say, show_list, show_table, show_value
+from stockade.cli.exits import Exit, Refusal, of_run, sent, show, visible
+from stockade.cli.output import DATA_FORMS, Format, age, console, say, show_list, show_value
+from stockade.cli.tree import question
 from stockade.cli.watching import follow
-from stockade.client import Client, Run, Step, StockadeError
+from stockade.client import Client, Run, RunError, Step
 
-DATA_FORMS = frozenset({Format.JSON, Format.JSONL, Format.YAML})
+MOST_ASKED = 200
+MOST_ASKED_CHARACTERS = 40
+_LOGGED = frozenset({"sandbox_exit", "memory", "timeout"})
+"""Types of error of which the step's own output says more."""
 
 
 def run(
@@ -29,10 +33,8 @@ def run(
 ) -> int:
     """Submit, then return, wait or watch."""
     definition = inputs.workflow(workflow)
-    try:
+    with sent(workflow, lambda problem: inputs.remedy(problem, given)):
         submitted = client.submit(definition, inputs.run_input(given), labels=inputs.pairs(labels, "value"))
-    except StockadeError as error:
-        raise of_problem(error, workflow) from None
     if how == "default":
         how = "watch" if sys.stdout.isatty() else "detach"
     if how == "detach":
@@ -51,7 +53,7 @@ def watch(client: Client, name: str, form: Format) -> int:
 def _finish(client: Client, run_id: str, form: Format, *, live: bool, quiet: bool, timeout: float | None) -> int:
     deadline = None if timeout is None else time.monotonic() + timeout
     try:
-        done = follow(client, run_id, console(stderr=form in DATA_FORMS), live, deadline)
+        done = follow(client, run_id, console(stderr=form in DATA_FORMS), live, deadline, silent=quiet)
     except TimeoutError:
         raise _too_slow(client, run_id, timeout or 0.0) from None
     except KeyboardInterrupt:
@@ -59,14 +61,18 @@ def _finish(client: Client, run_id: str, form: Format, *, live: bool, quiet: boo
         return int(Exit.INTERRUPTED)
     _print_run(done, form, quiet)
     if done.error is not None and not quiet:
-        path = done.error.path or ""
-        show(
-            Refusal(
-                of_run(done), f"the run {done.status}: {done.error.type}", where=f"{done.id} {path}".strip(),
-                why=done.error.message, fix=f"stockade explain {done.id} {path}".strip(),
-            )
-        )  # fmt: skip
+        place = f"{done.id} {done.error.path or ''}".strip()
+        fix = f"stockade {'logs' if done.error.path and done.error.type in _LOGGED else 'explain'} {place}"
+        if done.status == "cancelled":
+            show(Refusal(of_run(done), "the run was cancelled", where=place, why=_why_cancelled(done.error)))
+        else:
+            what = f"the run {done.status}: {done.error.type}"
+            show(Refusal(of_run(done), what, where=place, why=done.error.message, fix=fix))
     return int(of_run(done))
+
+
+def _why_cancelled(error: RunError) -> str:
+    return "" if error.message in ("", "cancelled") else error.message
 
 
 def _too_slow(client: Client, run_id: str, seconds: float) -> Refusal:
@@ -75,7 +81,8 @@ def _too_slow(client: Client, run_id: str, seconds: float) -> Refusal:
     asking = next((step for step in waiting if step.verb == "approve"), None)
     if asking is not None:
         fix = f"stockade approve {run_id} {asking.path}"
-        return Refusal(Exit.WAITS_FOR_PERSON, "the run waits for a person", where=f"{run_id} {asking.path}", fix=fix)
+        where, why = f"{run_id} {asking.path}", f"asks: {question(asking)}"
+        return Refusal(Exit.WAITS_FOR_PERSON, "the run waits for a person", where=where, why=why, fix=fix)
     unplaced = next((step for step in waiting if step.waiting), None)
     if unplaced is not None and unplaced.waiting:
         first = unplaced.waiting[0]
@@ -97,71 +104,55 @@ def _print_run(run: Run, form: Format, quiet: bool) -> None:
         print(visible(text))
 
 
-def validate(client: Client, workflow: str, given: Sequence[str], form: Format) -> int:
-    """Print what a submit would meet. 0 if it would run now, else the code that says why not."""
-    definition = inputs.workflow(workflow)
-    try:
-        found = client.validate(definition, inputs.run_input(given))
-    except StockadeError as error:
-        raise of_problem(error, workflow) from None
-    if form in DATA_FORMS:
-        show_value(found.model_dump(mode="json"), form)
-    elif found.valid:
-        rows = [
-            [one.path, one.tier or "-", one.node or "-", "; ".join(reason.message for reason in one.waiting or ())]
-            for one in found.placements
-        ]
-        show_table(["STEP", "TIER", "NODE", "WAITS FOR"], [[visible(cell) for cell in row] for row in rows])
-    if not found.valid:
-        for problem in found.problems:
-            where = location(problem, workflow)
-            show(Refusal(Exit.USAGE, "the workflow is not valid", where=where, why=problem.message, fix=problem.hint))
-        return int(Exit.USAGE)
-    if found.decision is not None and not found.decision.allow:
-        for reason in found.decision.reasons:
-            show(
-                Refusal(
-                    Exit.DENIED, f"policy would deny this: {reason.code}", where=reason.rule or workflow,
-                    why=reason.message, fix=reason.remedy or "",
-                )
-            )  # fmt: skip
-        return int(Exit.DENIED)
-    return int(Exit.NOT_PLACED if any(one.waiting for one in found.placements) else Exit.OK)
-
-
 def ps(client: Client, status: str | None, limit: int, form: Format) -> None:
-    """List runs."""
+    """List runs. ``waiting`` are those of which a step waits: for a person, a place, or its time."""
+    if status == "waiting":
+        found = [
+            run for run in client.runs(status="running", limit=MOST_ASKED).data if run.steps.by_status.get("waiting")
+        ]
+        found = found[:limit]
+    else:
+        found = client.runs(status=status, limit=limit).data
+    # Asked once for all: which of them a person can let go on.
+    asked = {run.id: _asked(client, run) for run in found if form not in DATA_FORMS}
     columns: list[tuple[str, Any]] = [
         ("RUN", lambda run: run.id),
         ("WORKFLOW", lambda run: f"{run.workflow.name}@{run.workflow.version}"),
         ("STATUS", lambda run: run.status),
         ("STEPS", lambda run: f"{run.steps.by_status.get('completed', 0)}/{run.steps.total}"),
+        ("NOTE", lambda run: _note(run, asked.get(run.id, "")) or "-"),
         ("DENIED", lambda run: run.decisions.denied),
         ("AGE", lambda run: age(run.created_at)),
     ]
     wide: list[tuple[str, Any]] = [("DIGEST", lambda run: run.workflow.digest), ("BY", lambda run: run.principal)]
-    show_list(client.runs(status=status, limit=limit).data, form, columns, wide)
+    show_list(found, form, columns, wide)
+
+
+def _asked(client: Client, run: Run) -> str:
+    """What a waiting run asks a person; nothing for one that waits for something else."""
+    if run.ended or not run.steps.by_status.get("waiting"):
+        return ""
+    return next((question(step) for step in client.steps(run.id) if question(step)), "")
+
+
+def _note(run: Run, asked: str) -> str:
+    """What the counts of completed steps leave out."""
+    counts = run.steps.by_status
+    failed, waiting = counts.get("failed", 0), counts.get("waiting", 0)
+    notes = []
+    if asked:
+        notes.append(f"asks: {asked if len(asked) <= MOST_ASKED_CHARACTERS else asked[:MOST_ASKED_CHARACTERS] + '…'}")
+    elif waiting and not run.ended:
+        notes.append(f"{waiting} waiting")
+    if failed:
+        notes.append(f"{failed} failed{', tolerated' if run.status == 'completed' else ''}")
+    return "; ".join(" ".join(note.split()) for note in notes)
 
 
 def show_run(client: Client, name: str, form: Format) -> None:
     """Print one run."""
     run = client.run(inputs.find_run(client, name))
     show_value(run.model_dump(mode="json"), form if form in DATA_FORMS else Format.JSON)
-
-
-def logs(client: Client, name: str, path: str | None, stream: str) -> None:
-    """Print what a step wrote, or every step that wrote something, each line under its path."""
-    if stream not in ("stdout", "stderr"):
-        raise Refusal(Exit.USAGE, "no such stream", where=stream, fix="--stream stdout or --stream stderr")
-    run_id = inputs.find_run(client, name)
-    if path is not None:
-        sys.stdout.write(visible(client.logs(run_id, path, stream)))
-        return
-    for step in client.steps(run_id):
-        written = (step.report.stdout_bytes if stream == "stdout" else step.report.stderr_bytes) if step.report else 0
-        if written:
-            for line in client.logs(run_id, step.path, stream).splitlines():
-                print(f"{step.path} | {visible(line)}")
 
 
 def decide(client: Client, name: str, path: str | None, approve: bool, comment: str | None) -> None:
@@ -176,16 +167,20 @@ def _asking(client: Client, run_id: str) -> Step:
     asking = [step for step in client.steps(run_id) if step.verb == "approve" and step.status == "waiting"]
     if len(asking) == 1:
         return asking[0]
-    why = (
-        "nothing waits for a person"
-        if not asking
-        else f"{len(asking)} steps wait: " + ", ".join(step.path for step in asking)
-    )
-    fix = f"stockade watch {run_id}" if not asking else f"stockade approve {run_id} STEP"
-    raise Refusal(Exit.NOT_FOUND if not asking else Exit.USAGE, "which step?", where=run_id, why=why, fix=fix)
+    if not asking:
+        why = "nothing waits for a person"
+        raise Refusal(Exit.NOT_FOUND, "which step?", where=run_id, why=why, fix=f"stockade watch {run_id}")
+    why = f"{len(asking)} steps wait: " + ", ".join(step.path for step in asking)
+    raise Refusal(Exit.USAGE, "which step?", where=run_id, why=why, fix=f"stockade approve {run_id} STEP")
 
 
-def cancel(client: Client, name: str, reason: str | None) -> None:
-    """Ask a run to end."""
-    run = client.cancel(inputs.find_run(client, name), reason)
+def cancel(client: Client, name: str, reason: str | None) -> int:
+    """Ask a run to end. 1 where it had ended in another way before."""
+    run_id = inputs.find_run(client, name)
+    before = client.run(run_id)
+    if before.ended:
+        say(f"{run_id} was {before.status} already; nothing to cancel")
+        return int(Exit.OK if before.status == "cancelled" else Exit.FAILED)
+    run = client.cancel(run_id, reason)
     say(f"{run.id} is {run.status}")
+    return int(Exit.OK)

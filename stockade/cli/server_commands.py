@@ -47,7 +47,7 @@ def up(
             port=port, state_dir=state_dir, data=data or [], policy=policy, private_hosts=private_host or [],
             node=node, keep_context=keep_context,
         )
-    )
+    )  # fmt: skip
 
 
 @app.command("doctor")
@@ -178,12 +178,16 @@ def secret_rm(name: str) -> None:
 
 
 @tool_app.command("add")
-def tool_add(file: Path) -> None:
+def tool_add(
+    first: Annotated[str, typer.Argument(metavar="[NAME]", help="where the file has no name")],
+    second: Annotated[str | None, typer.Argument(metavar="FILE")] = None,
+) -> None:
     """Register a tool from a JSON file: {"name": "server.tool", "kind": "http", …}."""
     from stockade.cli import resources
 
+    file, name = (first, None) if second is None else (second, first)
     with connect() as client:
-        resources.add_tool(client, existing_file(file))
+        resources.add_tool(client, existing_file(Path(file)), name)
 
 
 @tool_app.command("ls")
@@ -253,7 +257,7 @@ def context_show(output: Output = Format.TABLE) -> None:
 
 @context_app.command("set")
 def context_set(
-    url: Annotated[str, typer.Option("--url", help="the control plane")],
+    url: Annotated[str | None, typer.Option("--url", help="default: the server used now")] = None,
     api_key: Annotated[str | None, typer.Option("--api-key", help="- reads it from standard input")] = None,
 ) -> None:
     """Keep a server and key for later calls."""

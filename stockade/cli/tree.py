@@ -6,6 +6,7 @@ A map of more than ``MOST_CHILDREN`` items is one line of counts and its first f
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -36,8 +37,25 @@ class _Branch:
     children: dict[str, _Branch] = field(default_factory=dict)
 
 
-def run_tree(run: Run, steps: Iterable[Step], notes: dict[str, str], nodes: dict[str, str]) -> Tree:
-    """The tree of ``run``. ``notes`` are live words by path (progress, refusals); ``nodes`` are names by id."""
+@dataclass(frozen=True, kw_only=True)
+class Words:
+    """What a tree says beside the steps themselves, by path: ``notes`` are live (progress, refusals), ``seen`` is the
+    number of the first event, which orders what began in one moment; ``nodes`` are names by id."""
+
+    notes: dict[str, str] = field(default_factory=dict)
+    nodes: dict[str, str] = field(default_factory=dict)
+    seen: dict[str, int] = field(default_factory=dict)
+
+
+def question(step: Step) -> str:
+    """What a step asks a person now; nothing where it does not."""
+    if step.verb != "approve" or step.status != "waiting" or not isinstance(step.detail, dict):
+        return ""
+    return str(step.detail.get("ask") or "may this go on?")
+
+
+def run_tree(run: Run, steps: Iterable[Step], words: Words) -> Tree:
+    """The tree of ``run``."""
     mark, style = _MARKS.get(run.status, ("?", ""))
     title = Text.assemble(
         (f"{mark} ", style),
@@ -46,23 +64,25 @@ def run_tree(run: Run, steps: Iterable[Step], notes: dict[str, str], nodes: dict
         (run.status, style),
     )
     tree = Tree(title, guide_style="dim")
-    for branch in _ordered(_branches(steps)):
-        _add(tree, branch, notes, nodes)
+    for branch in _ordered(_branches(steps), words):
+        _add(tree, branch, words)
     return tree
 
 
-def line(step: Step, note: str, nodes: dict[str, str], name: str | None = None) -> Text:
+def line(step: Step, words: Words, name: str | None = None) -> Text:
     """One step in one line."""
     mark, style = _MARKS.get(step.status, ("?", ""))
-    where = nodes.get(step.node or "", step.node or "")
+    where = words.nodes.get(step.node or "", step.node or "")
     parts = [step.verb, step.tier or "", where, _took(step), f"@{step.number}" if step.number > 1 else ""]
     text = Text.assemble((f"{mark} ", style), (visible(name or step.path), "bold" if step.status == "running" else ""))
     text.append("  " + " ".join(part for part in parts if part), "dim")
     if step.error is not None:
         text.append(f"  {step.error.type}: {_short(step.error.message)}", "red")
-    elif step.waiting:
+    elif asked := question(step):
+        text.append(f"  asks: {_short(asked)}", "yellow")
+    elif step.status == "waiting" and step.waiting:
         text.append(f"  waits: {_short(step.waiting[0].message)}", "yellow")
-    if note:
+    if note := words.notes.get(step.path, ""):
         text.append(f"  {_short(note)}", "yellow")
     return text
 
@@ -79,14 +99,16 @@ def _branches(steps: Iterable[Step]) -> dict[str, _Branch]:
     return top
 
 
-def _ordered(branches: dict[str, _Branch]) -> list[_Branch]:
+def _ordered(branches: dict[str, _Branch], words: Words) -> list[_Branch]:
     """Instances by their index, steps by when they (or what is below them) first began, the rest after them."""
 
-    def place(branch: _Branch) -> tuple[int, float]:
+    def place(branch: _Branch) -> tuple[int, float, int]:
         if branch.name.startswith("["):
-            return int(branch.name[1:-1]), 0.0
-        starts = [step.started_at.timestamp() for step in _steps([branch]) if step.started_at is not None]
-        return (0, min(starts)) if starts else (1, 0.0)
+            return int(branch.name[1:-1]), 0.0, 0
+        below = list(_steps([branch]))
+        starts = [step.started_at.timestamp() for step in below if step.started_at is not None]
+        first = min((words.seen[step.path] for step in below if step.path in words.seen), default=sys.maxsize)
+        return (0, min(starts), first) if starts else (1, 0.0, first)
 
     return sorted(branches.values(), key=place)
 
@@ -100,31 +122,35 @@ def _segments(path: str) -> list[str]:
     return found
 
 
-def _add(tree: Tree, branch: _Branch, notes: dict[str, str], nodes: dict[str, str]) -> None:
+def _add(tree: Tree, branch: _Branch, words: Words) -> None:
     if branch.step is None:
         label = Text(branch.name, "dim")
         only = next(iter(branch.children.values())) if len(branch.children) == 1 else None
         if only is not None and only.step is not None and not only.children:
-            tree.add(line(only.step, notes.get(only.step.path, ""), nodes, f"{branch.name} {only.name}"))
+            tree.add(line(only.step, words, f"{branch.name} {only.name}"))
             return
     else:
-        label = line(branch.step, notes.get(branch.step.path, ""), nodes, branch.name)
+        label = line(branch.step, words, branch.name)
     below = tree.add(label)
     if len(branch.children) > MOST_CHILDREN:
-        _summarise(below, branch, notes, nodes)
+        _summarise(below, branch, words)
         return
-    for child in _ordered(branch.children):
-        _add(below, child, notes, nodes)
+    for child in _ordered(branch.children, words):
+        _add(below, child, words)
 
 
-def _summarise(tree: Tree, branch: _Branch, notes: dict[str, str], nodes: dict[str, str]) -> None:
+def _summarise(tree: Tree, branch: _Branch, words: Words) -> None:
     steps = list(_steps(branch.children.values()))
     counts = Counter(step.status for step in steps)
-    words = ", ".join(f"{count} {status}" for status, count in counts.most_common())
-    tree.add(Text(f"{len(branch.children)} items: {words}", "dim"))
+    what = ", ".join(f"{count} {status}" for status, count in counts.most_common())
+    begun = len(branch.children)
+    detail = branch.step.detail if branch.step is not None else None
+    items = detail.get("items") if isinstance(detail, dict) else None
+    number = f"{begun} of {items} items begun" if isinstance(items, int) and items > begun else f"{begun} items"
+    tree.add(Text(f"{number}: {what}", "dim"))
     failed = [step for step in steps if step.status == "failed"]
     for step in failed[:MOST_FAILURES]:
-        tree.add(line(step, notes.get(step.path, ""), nodes))
+        tree.add(line(step, words))
     if len(failed) > MOST_FAILURES:
         tree.add(Text(f"and {len(failed) - MOST_FAILURES} more failures", "red"))
 

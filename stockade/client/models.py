@@ -121,6 +121,7 @@ class Step(Answer):
     verb: str = ""
     status: str
     number: int = 0
+    failures: int = 0
     attempt: str | None = None
     node: str | None = None
     tier: str | None = None
@@ -210,6 +211,7 @@ class Placement(Answer):
     """Where a step would run now, or why nowhere."""
 
     path: str = ""
+    id: str = ""
     tier: str | None = None
     node: str | None = None
     explanation: Any = None

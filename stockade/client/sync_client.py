@@ -9,6 +9,7 @@ from typing import Any, Self, TypeVar
 
 import httpx2
 
+from stockade import contexts
 from stockade.client import calls, transport
 from stockade.client.calls import Call, Definition, Page
 from stockade.client.errors import ServerUnreachable
@@ -29,7 +30,6 @@ from stockade.client.models import (
 from stockade.client.sse import EventLines
 
 T = TypeVar("T")
-DEFAULT_URL = "http://127.0.0.1:7373"
 STREAM_READ_SECONDS = 45.0  # three heartbeats
 
 
@@ -38,11 +38,16 @@ def _key() -> str:
 
 
 class Client:
-    """Every method may raise ``StockadeError`` (refused) or ``ServerUnreachable``; ``timeout`` is per request, s."""
+    """Every method may raise ``StockadeError`` (refused) or ``ServerUnreachable``; ``timeout`` is per request, s.
 
-    def __init__(self, url: str = DEFAULT_URL, *, api_key: str | None = None, timeout: float = 30.0) -> None:
-        self.url = url.rstrip("/")
-        self._http = httpx2.Client(**transport.options(url, api_key, timeout))
+    Server and key not given are found as the command line finds them: ``STOCKADE_URL`` and ``STOCKADE_API_KEY``, then
+    the context that ``stockade up`` keeps. Raises ``ValueError`` for an address or key that cannot be one.
+    """
+
+    def __init__(self, url: str | None = None, *, api_key: str | None = None, timeout: float = 30.0) -> None:
+        found = contexts.resolve(url, api_key)
+        self.url = found.url
+        self._http = httpx2.Client(**transport.options(found.url, found.api_key, timeout))
 
     def __enter__(self) -> Self:
         return self
@@ -210,7 +215,7 @@ class Client:
         path = f"/v1/runs/{calls.part(run_id)}/events"
         with self._http.stream("GET", path, headers=headers, timeout=timeout) as response:
             if response.status_code >= 400:
-                raise transport.problem(response.status_code, response.read())
+                raise transport.problem(self.url, response.status_code, response.read())
             lines = EventLines()
             for line in response.iter_lines():
                 event = lines.feed(line)
@@ -239,5 +244,5 @@ class Client:
             else:
                 pause = next(pauses, None) if transport.worth_repeating(call, response) else None
                 if pause is None:
-                    return call.read(transport.checked(response.status_code, response.content))
+                    return transport.answer(call, self.url, response.status_code, response.content)
             time.sleep(pause)

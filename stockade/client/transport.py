@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx2
 
 from stockade import __version__
 from stockade.client.calls import Call
-from stockade.client.errors import StockadeError
+from stockade.client.errors import NotStockade, StockadeError
 
+T = TypeVar("T")
 TRIES = 6
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 2.0
@@ -57,14 +58,21 @@ def worth_repeating(call: Call[Any], response: httpx2.Response) -> bool:
     return response.headers.get("should-retry", response.headers.get("x-should-retry", "true")) != "false"
 
 
-def checked(status: int, body: bytes) -> bytes:
-    """``body`` of a success. Raises ``StockadeError`` for everything else."""
-    if status < 400:
-        return body
-    raise problem(status, body)
+def answer(call: Call[T], url: str, status: int, body: bytes) -> T:
+    """What the call reads of a success. Raises ``StockadeError``, or ``NotStockade`` for another's answer."""
+    if status >= 400:
+        raise problem(url, status, body)
+    try:
+        if status >= 300:
+            raise ValueError(f"HTTP {status}")
+        return call.read(body)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        # pydantic's report has many lines and quotes the body; its first line says which model did not fit.
+        why = (str(error).splitlines() or [""])[0][:120]
+        raise NotStockade(url, f"{call.method} {call.path} was answered by something else ({why})") from None
 
 
-def problem(status: int, body: bytes) -> StockadeError:
+def problem(url: str, status: int, body: bytes) -> StockadeError:
     """The error answer as an exception, also where something other than Stockade answered."""
     try:
         value = json.loads(body)
@@ -72,4 +80,4 @@ def problem(status: int, body: bytes) -> StockadeError:
         value = None
     if not isinstance(value, dict):
         value = {"title": f"HTTP {status}", "detail": body[:200].decode(errors="replace")}
-    return StockadeError(status, value)
+    return StockadeError(status, value, url)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from stockade.cli import contexts, inputs
 from stockade.cli.exits import Refusal, visible
 from stockade.cli.main import LATER, main
 from stockade.cli.output import yaml_lines
-from stockade.cli.tree import run_tree
+from stockade.cli.tree import Words, run_tree
 from stockade.client.models import Run, Step
 from tests.acceptance.cluster import free_port
 
@@ -34,6 +35,15 @@ def problem(status: int, **members: Any) -> dict[str, Any]:
     ("answer", "code", "expected"),
     [
         (problem(404), 3, "fix:   stockade ps"),
+        (problem(404, instance="/v1/secrets/x"), 3, "fix:   stockade secret ls"),
+        (problem(404, instance="/v1/tools/x.y"), 3, "fix:   stockade tool ls"),
+        (problem(404, instance="/v1/runs"), 3, "fix:   stockade workflow ls"),
+        (
+            problem(404, instance="/v1/runs/run_1/logs", detail="There is no step 'x' here."),
+            3,
+            "stockade explain run_1",
+        ),
+        (problem(404, detail="No key 'x' here. GET /v1/keys lists them."), 3, "why:   No key 'x' here.\n"),
         (problem(403, decision_id="dec_9"), 4, "fix:   stockade explain dec_9"),
         (problem(403), 4, "why:   because"),
         (problem(500), 1, "error: No"),
@@ -68,6 +78,76 @@ def test_a_fault_of_the_workflow_shows_file_line_column_and_caret(
         "why:   no step 'nope'",
         "fix:   name a step",
     ]
+
+
+def test_every_fault_is_shown(httpserver: HTTPServer, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    faults = [{"pointer": f"/{number}", "message": f"m{number}", "hint": "h"} for number in range(12)]
+    httpserver.expect_request("/v1/workflows").respond_with_json(problem(422, errors=faults), status=422)
+    file = tmp_path / "flow.json"
+    file.write_text("{}")
+    assert main(["--url", httpserver.url_for("/"), "workflow", "add", str(file)]) == 2
+    err = capsys.readouterr().err
+    assert all(f"{file} /{number}\nwhy:   m{number}" in err for number in range(10)) and "and 2 more" in err
+
+
+def test_a_key_is_missing_wrong_or_for_another_server(
+    httpserver: HTTPServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    httpserver.expect_request("/v1/runs").respond_with_json(problem(401), status=401)
+    url = httpserver.url_for("/").rstrip("/")
+    assert main(["--url", url, "ps"]) == 4
+    assert "no key was given" in capsys.readouterr().err
+    assert main(["--url", url, "--api-key", "sk_wrong", "ps"]) == 4
+    assert "key from flag" in capsys.readouterr().err
+    contexts.write(contexts.context_file(), "http://kept:1", "sk_kept")
+    assert main(["--url", url, "ps"]) == 4
+    assert "the kept key is for http://kept:1" in capsys.readouterr().err
+    # What the fix line says works.
+    monkeypatch.setattr("sys.stdin", io.StringIO("sk_typed\n"))
+    assert main(["context", "set", "--api-key", "-"]) == 0
+    kept = contexts.resolve(None, None)
+    assert (kept.url, kept.api_key) == ("http://kept:1", "sk_typed")
+
+
+@pytest.mark.parametrize("body", ['{"hello": 1}', "[]", "<html>"])
+def test_a_server_that_is_no_stockade_is_seven(
+    httpserver: HTTPServer, capsys: pytest.CaptureFixture[str], body: str
+) -> None:
+    httpserver.expect_request("/v1/runs").respond_with_data(body)
+    assert main(["--url", httpserver.url_for("/"), "ps"]) == 7
+    assert main(["--url", httpserver.url_for("/other"), "ps"]) == 7
+    err = capsys.readouterr().err
+    assert err.count("error: this is not Stockade") == 2 and "Traceback" not in err
+
+
+def test_an_address_without_its_scheme_is_said_to_be_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STOCKADE_URL", "localhost:7373")
+    assert main(["ps"]) == 2
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        "where: STOCKADE_URL",
+        "fix:   write it as http://localhost:7373",
+    ]
+
+
+def test_a_misspelt_command_is_answered_with_ones_that_work(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runn"]) == 2
+    err = capsys.readouterr().err
+    assert "'run'" in err and "run-" not in err
+
+
+def test_a_tool_may_be_named_on_the_command_line(
+    httpserver: HTTPServer, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    httpserver.expect_request("/v1/tools/wx.now", method="PUT").respond_with_json({"name": "wx.now"})
+    file = tmp_path / "tool.json"
+    file.write_text('{"kind": "http"}')
+    add = ["--url", httpserver.url_for("/"), "tool", "add"]
+    assert main([*add, "wx.now", str(file)]) == 0
+    assert main([*add, str(file)]) == 2
+    assert main([*add, "Wx", str(file)]) == 2
+    assert "not a tool's name" in capsys.readouterr().err
 
 
 def test_no_server_is_seven(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +225,7 @@ def test_a_large_map_is_counted_and_its_first_failures_shown() -> None:
     screen = Console(width=200, record=True, file=None, quiet=True)
     with screen.capture() as captured:
         screen.quiet = False
-        screen.print(run_tree(run, steps, {}, {}))
+        screen.print(run_tree(run, steps, Words()))
     text = captured.get()
     assert "40 items: 35 completed, 5 failed" in text and "scan[16]/probe" in text and "and 2 more failures" in text
     assert text.count("\n") < 10

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
-from stockade.client import AsyncClient, Client, ServerUnreachable, StockadeError
+from stockade import contexts
+from stockade.client import AsyncClient, Client, NotStockade, ServerUnreachable, StockadeError
 from stockade.client.sse import EventLines
 from tests.acceptance.cluster import free_port
 
@@ -59,6 +61,56 @@ def test_a_problem_becomes_an_error_with_its_members(httpserver: HTTPServer) -> 
     assert (error.status, error.slug, error.decision_id, error.errors[0].pointer) == (
         403, "policy-denied", "dec_1", "/steps/0",
     )  # fmt: skip
+
+
+def test_the_text_of_an_error_is_enough_to_mend_the_document(httpserver: HTTPServer) -> None:
+    faults = [{"pointer": f"/steps/{number}", "message": "m", "hint": "h", "line": 2} for number in range(5)]
+    problem = {"type": "/problems/invalid-workflow", "title": "No", "detail": "5 problems", "errors": faults}
+    httpserver.expect_request("/v1/runs").respond_with_json(problem, status=422)
+    with Client(httpserver.url_for("/")) as client, pytest.raises(StockadeError) as caught:
+        client.submit({})
+    assert str(caught.value).splitlines() == [
+        "No: 5 problems",
+        *(f"- /steps/{number} (line 2, column 1): m — h" for number in range(3)),
+        "- and 2 more in .errors",
+    ]
+
+
+def test_server_and_key_are_found_as_the_command_line_finds_them(
+    httpserver: HTTPServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    keys: list[str | None] = []
+
+    def answer(request: Request) -> Response:
+        keys.append(request.headers.get("Authorization"))
+        return Response("{}", content_type="application/json")
+
+    httpserver.expect_request("/v1/status").respond_with_handler(answer)
+    url = httpserver.url_for("/").rstrip("/")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.delenv("STOCKADE_URL", raising=False)
+    monkeypatch.delenv("STOCKADE_API_KEY", raising=False)
+    contexts.write(contexts.context_file(), url, "sk_kept")
+    with Client() as client:
+        client.status()
+    monkeypatch.setenv("STOCKADE_API_KEY", "sk_environment")
+    with Client() as client:
+        client.status()
+    with Client(url, api_key="sk_given") as client:
+        client.status()
+    assert keys == ["Bearer sk_kept", "Bearer sk_environment", "Bearer sk_given"]
+
+
+@pytest.mark.parametrize(("url", "key"), [("localhost:7373", "sk"), ("http://", "sk"), ("http://a", "sk_…")])
+def test_what_cannot_be_an_address_or_a_key_is_refused_with_a_remedy(url: str, key: str) -> None:
+    with pytest.raises(ValueError, match=r"write it as|copy the key"):
+        Client(url, api_key=key)
+
+
+def test_another_servers_answer_is_not_taken_for_stockades(httpserver: HTTPServer) -> None:
+    httpserver.expect_request("/v1/runs").respond_with_json({"hello": 1})
+    with Client(httpserver.url_for("/")) as client, pytest.raises(NotStockade, match="not a Stockade"):
+        client.runs()
 
 
 def test_a_submit_is_repeated_under_one_key_while_the_server_is_away(httpserver: HTTPServer) -> None:
