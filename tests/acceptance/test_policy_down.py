@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -16,8 +17,13 @@ import pytest
 from tests.acceptance.cluster import Cluster, wait_for
 
 PROMISED_SECONDS = 0.25
-SLACK_SECONDS = 0.25
-"""The promise is the engine's; a request over HTTP on a loaded machine may take this much longer."""
+"""From the question to ``policy_unavailable``: the design's promise, of the engine. tests/security/test_policy_failures
+holds the engine itself to it; here the whole answer over HTTP is timed."""
+SLACK_SECONDS = 0.1
+"""What the rest of one POST may take: a fresh connection, authentication, compiling the workflow, the answer."""
+ASKED = 5
+"""The best of so many answers is held to the promise: what else runs on the machine can only make an answer slower,
+and a deadline that is set too long makes every answer slow. The others only have to refuse."""
 
 
 def policy_workers(control: int) -> list[int]:
@@ -61,6 +67,16 @@ def policy_down(control: int, how: signal.Signals) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
 
 
+def refused_in(cluster: Cluster, workflow: dict[str, Any]) -> float:
+    """Seconds until a submit was refused. Not through the client: that waits and tries again, as it should."""
+    headers = {"Authorization": f"Bearer {cluster.api_key}"}
+    began = time.monotonic()
+    refused = httpx2.post(f"{cluster.url}/v1/runs", json={"workflow": workflow}, headers=headers, trust_env=False)
+    seconds = time.monotonic() - began
+    assert (refused.status_code, refused.json()["type"]) == (503, "/problems/policy-unavailable")
+    return seconds
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_nothing_executes_and_the_step_goes_on_later(how: signal.Signals, make_cluster: Callable[..., Cluster]) -> None:
     cluster = make_cluster()
@@ -73,13 +89,7 @@ def test_nothing_executes_and_the_step_goes_on_later(how: signal.Signals, make_c
         assert policy_workers(cluster.pid("control"))
         with policy_down(cluster.pid("control"), how):
             time.sleep(0.1)  # the workers of this moment are gone
-            began = time.monotonic()
-            # Not through the client: it waits and tries again, as it should.
-            headers = {"Authorization": f"Bearer {cluster.api_key}"}
-            refused = httpx2.post(f"{cluster.url}/v1/runs", json={"workflow": workflow}, headers=headers)
-            seconds = time.monotonic() - began
-            assert (refused.status_code, refused.json()["type"]) == (503, "/problems/policy-unavailable")
-            assert seconds < PROMISED_SECONDS + SLACK_SECONDS
+            assert min(refused_in(cluster, workflow) for _ in range(ASKED)) < PROMISED_SECONDS + SLACK_SECONDS
             wait_for(
                 lambda: ("work", "waiting") in [(s.path, s.status) for s in client.steps(run.id)], "the step parking"
             )

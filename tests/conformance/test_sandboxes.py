@@ -1,4 +1,4 @@
-"""The public suite over the fake, the jail in both strengths, and wasm.
+"""The public suite over the fake, and the jail and wasm in both strengths: wasm as user without bubblewrap.
 
 A tier this host has not is skipped with its probe's reason; if STOCKADE_REQUIRE names it (``wasm,jail``) it fails.
 """
@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -16,6 +17,7 @@ import pytest
 
 from sandboxes.conformance import CHECKS, Check, absent, plays, run_check
 from sandboxes.driver import Driver, Feature
+from sandboxes.errors import DriverFailed
 from sandboxes.jail.driver import JailDriver
 from sandboxes.spec import Strength
 from sandboxes.testing import FakeDriver, program_key
@@ -24,15 +26,24 @@ from sandboxes.wasm.driver import WasmDriver
 REQUIRED = {name for name in os.environ.get("STOCKADE_REQUIRE", "").split(",") if name}
 
 
-def _wasm(folder: Path) -> Driver:
-    return WasmDriver(cache_dir=folder / "cache", state_dir=folder, pool_size=0)
+def _wasm(strength: Strength, folder: Path) -> Driver:
+    # One cache for both: the module is the same, and compiling it takes seconds.
+    return WasmDriver(cache_dir=folder.parent / "cache", state_dir=folder, pool_size=0, strength=strength)
+
+
+def _wasm_user(folder: Path) -> Driver:
+    """Without bubblewrap, whether or not the host has it: the driver looks for it when it is made."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("sandboxes.wasm.driver.find_bubblewrap", lambda: None)
+        return _wasm(Strength.USER, folder)
 
 
 DRIVERS: dict[str, tuple[str, Callable[[Path], Driver]]] = {
     "fake": ("fake", lambda _: FakeDriver(plays())),
     "jail-user": ("jail", lambda folder: JailDriver(folder, Strength.USER)),
     "jail-full": ("jail", lambda folder: JailDriver(folder, Strength.FULL)),
-    "wasm": ("wasm", _wasm),
+    "wasm-user": ("wasm", _wasm_user),
+    "wasm-full": ("wasm", partial(_wasm, Strength.FULL)),
 }
 
 
@@ -46,7 +57,10 @@ def state_dir() -> Iterator[Path]:
 
 
 async def _reason(make: Callable[[Path], Driver], folder: Path) -> str | None:
-    made = make(folder)
+    try:
+        made = make(folder)
+    except DriverFailed as error:  # a strength that cannot be had
+        return str(error)
     try:
         return await made.probe()
     finally:
@@ -59,7 +73,7 @@ def tier(request: pytest.FixtureRequest, state_dir: Path) -> Callable[[], Driver
     component, make = DRIVERS[request.param]
     folder = state_dir / request.param
     if reason := anyio.run(_reason, make, folder):
-        needs_root = request.param == "jail-full" and os.geteuid() != 0
+        needs_root = request.param.endswith("-full") and os.geteuid() != 0
         if component in REQUIRED and not needs_root:
             pytest.fail(f"{request.param} is required and absent: {reason}")
         pytest.skip(f"{request.param}: {reason}")
