@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -29,6 +29,10 @@ from dataplane.protocol import (
 T = TypeVar("T")
 ANSWER_SECONDS = 30.0
 """How long an answer may take beyond the wait that the request itself asked for."""
+UPLOAD_SECONDS = 600.0
+"""How long one artifact may take: its bytes go first."""
+Content = Callable[[], AsyncIterator[bytes]]
+"""An artifact in pieces; called once for each time it is sent."""
 
 
 class ControlPlaneUnavailable(Exception):
@@ -40,7 +44,11 @@ class TokenRefused(Exception):
 
 
 class RequestRefused(Exception):
-    """Any other 4xx: sending the same again gains nothing."""
+    """Any other 4xx (``status``): sending the same again gains nothing."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class ControlPlane(Protocol):
@@ -56,7 +64,9 @@ class ControlPlane(Protocol):
 
     async def output(self, chunks: list[OutputChunk]) -> list[Ack]: ...
 
-    async def upload(self, attempt: str, fence: int, name: str, media_type: str, data: bytes) -> ArtifactRef: ...
+    async def upload(
+        self, attempt: str, fence: int, name: str, media_type: str, data: bytes | Content
+    ) -> ArtifactRef: ...
 
     def download(self, artifact: str, attempt: str, fence: int) -> AsyncIterator[bytes]: ...
 
@@ -99,10 +109,11 @@ class HttpControlPlane:
     async def output(self, chunks: list[OutputChunk]) -> list[Ack]:
         return _same_length(chunks, await self._post("/output", chunks, _acks))
 
-    async def upload(self, attempt: str, fence: int, name: str, media_type: str, data: bytes) -> ArtifactRef:
+    async def upload(self, attempt: str, fence: int, name: str, media_type: str, data: bytes | Content) -> ArtifactRef:
         params = {"attempt": attempt, "fence": str(fence), "name": name, "media_type": media_type}
+        sent = data if isinstance(data, bytes) else data()
         async with _unavailable(
-            self._session.put, f"{self._base}/artifacts", params, self._headers(), data
+            self._session.put, f"{self._base}/artifacts", params, self._headers(), sent, UPLOAD_SECONDS
         ) as response:
             return _decode(_artifact, await _checked(response))
 
@@ -148,7 +159,7 @@ class _unavailable:
         url: str,
         params: dict[str, str] | None,
         headers: dict[str, str],
-        data: bytes | None,
+        data: bytes | AsyncIterator[bytes] | None,
         seconds: float | None = None,
     ) -> None:
         timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=10, sock_read=seconds or ANSWER_SECONDS)
@@ -183,7 +194,7 @@ async def _checked(response: aiohttp.ClientResponse) -> bytes:
         raise TokenRefused(detail)
     if response.status >= 500 or response.status in (408, 425, 429):
         raise ControlPlaneUnavailable(detail)
-    raise RequestRefused(detail)
+    raise RequestRefused(detail, response.status)
 
 
 def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:

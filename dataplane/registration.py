@@ -7,7 +7,14 @@ from typing import TypeVar
 
 import anyio
 
-from dataplane.client import ControlPlane, ControlPlaneUnavailable, HttpControlPlane, RequestRefused, TokenRefused
+from dataplane.client import (
+    Content,
+    ControlPlane,
+    ControlPlaneUnavailable,
+    HttpControlPlane,
+    RequestRefused,
+    TokenRefused,
+)
 from dataplane.config import ConfigError
 from dataplane.protocol import (
     FEATURES,
@@ -97,7 +104,7 @@ class Registration(ControlPlane):
     async def output(self, chunks: list[OutputChunk]) -> list[Ack]:
         return await self._call(lambda: self._inner.output(chunks))
 
-    async def upload(self, attempt: str, fence: int, name: str, media_type: str, data: bytes) -> ArtifactRef:
+    async def upload(self, attempt: str, fence: int, name: str, media_type: str, data: bytes | Content) -> ArtifactRef:
         return await self._call(lambda: self._inner.upload(attempt, fence, name, media_type, data))
 
     async def download(self, artifact: str, attempt: str, fence: int) -> AsyncIterator[bytes]:

@@ -7,28 +7,32 @@ Who failed is decided here once: the guest's end is a reason, the platform's a `
 from __future__ import annotations
 
 import mimetypes
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing
 from functools import partial
+from pathlib import PurePosixPath
 from typing import Literal, assert_never
 
 import anyio
+import anyio.to_thread
+import msgspec
 import structlog
 
 from dataplane.artifact_cache import FetchFailed
 from dataplane.attempts import Attempt
 from dataplane.backoff import insist
-from dataplane.client import ControlPlane, RequestRefused
+from dataplane.client import ControlPlane, ControlPlaneUnavailable, RequestRefused
 from dataplane.inputs import InputRefused, Inputs
 from dataplane.leases import Lease
 from dataplane.output_spool import OutputSpool
 from dataplane.protocol import ArtifactRef, CodeWork, OutputChunk, Report
-from dataplane.sendable import Unsendable, encoded_bytes, plain
+from dataplane.sendable import Unsendable, encoded, plain
 from dataplane.tool_gateway import ToolGateway
 from sandboxes.driver import Driver, Feature, Sandbox
 from sandboxes.errors import DriverFailed
 from sandboxes.execution import Command, Event, Exited, ExitReason, Progress, Stderr, Stdout, ToolHandler
 from sandboxes.spec import Limits, Mount, SandboxSpec, Tier
+from sandboxes.strict_json import SMALL_BYTES
 
 log = structlog.get_logger("stockade.node")
 
@@ -38,6 +42,8 @@ TAIL_BYTES = 4096
 FLUSH_SECONDS = 10.0
 OUTPUTS_MOST = 256
 RESULT_FILE = "output.json"
+REFUSED_FOR_ITSELF = frozenset({400, 413, 415, 422})
+"""Answers to an upload that are about what is uploaded: its size, its name, its type."""
 
 
 class Runner:
@@ -175,7 +181,7 @@ class Runner:
             report.stderr_tail = stderr.decode(errors="replace")
         if exited is None:
             raise DriverFailed("the sandbox ended without saying how")
-        _fill(report, exited)
+        await anyio.to_thread.run_sync(_fill, report, exited)
 
     def _stream(self, attempt: Attempt, stream: Stream, offset: int, data: bytes, tail: bytearray) -> None:
         tail += data[-TAIL_BYTES:]
@@ -193,7 +199,6 @@ class Runner:
         )
 
     async def _upload(self, attempt: Attempt, sandbox: Sandbox, work: CodeWork, report: Report) -> None:
-        name, fence = attempt.key
         references: list[ArtifactRef] = []
         files = [
             file
@@ -201,15 +206,44 @@ class Runner:
             if not (file.path == RESULT_FILE and report.has_result and work.call is None)
         ]
         for file in files[:OUTPUTS_MOST]:
-            data = await sandbox.read_output(file.path)
-            media_type = mimetypes.guess_type(file.path)[0] or "application/octet-stream"
-            put = partial(self._control_plane.upload, name, fence, file.path, media_type, data)
-            references.append(await insist(put))
+            try:
+                references.append(await insist(partial(self._put, attempt, sandbox, file.path)))
+            except (FileNotFoundError, RequestRefused) as error:
+                if isinstance(error, RequestRefused) and error.status not in REFUSED_FOR_ITSELF:
+                    raise
+                # The guest made it so that it cannot be read or stored. Said as the platform's failure it would
+                # be tried again for ever.
+                report.reason, report.has_result, report.result = ExitReason.DISK, False, None
+                why = str(error) if isinstance(error, RequestRefused) else "it cannot be read"
+                report.message = plain(f"the file {file.path!r} in /outputs cannot be kept: {why}")
+                break
         report.artifacts = references
         if len(files) > OUTPUTS_MOST:
             report.message = (
                 f"{len(files)} files below /outputs; the first {OUTPUTS_MOST} by name were kept. {report.message}"
             )
+
+    async def _put(self, attempt: Attempt, sandbox: Sandbox, path: str) -> ArtifactRef:
+        name, fence = attempt.key
+        broken: Exception | None = None
+
+        async def pieces() -> AsyncIterator[bytes]:
+            nonlocal broken
+            try:
+                async for piece in sandbox.stream_output(path):
+                    yield piece
+            except (OSError, DriverFailed) as error:
+                broken = error
+                raise
+
+        # By its ending only: of a whole name, which a guest chose, mimetypes believes that it may be a data URL.
+        media_type = mimetypes.guess_type("file" + PurePosixPath(path).suffix)[0] or "application/octet-stream"
+        try:
+            return await self._control_plane.upload(name, fence, path, media_type, pieces)
+        except ControlPlaneUnavailable:
+            if broken is not None:  # the connection broke because there was nothing more to send
+                raise broken from None
+            raise
 
 
 async def _events(sandbox: Sandbox, command: Command, tools: ToolHandler) -> AsyncGenerator[Event, None]:
@@ -246,8 +280,9 @@ def _fill(report: Report, exited: Exited) -> None:
     report.schema_error = None if exited.schema_error is None else plain(exited.schema_error)
     if exited.has_result:
         try:
-            encoded_bytes(exited.result)
-            report.has_result, report.result = True, exited.result
+            text = encoded(exited.result)
+            # Large values go on as their text: they are encoded again for their size and each time they are sent.
+            report.has_result, report.result = True, exited.result if len(text) <= SMALL_BYTES else msgspec.Raw(text)
         except Unsendable as error:
             report.schema_error = f"the result cannot be sent: {error}"
     report.output_truncated = exited.output_truncated

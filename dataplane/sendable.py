@@ -9,8 +9,10 @@ from typing import Any
 
 import msgspec
 
-LEVELS_MOST = 256
-"""Levels of nesting: far below what any reader on the way takes, whatever its interpreter's own limit is."""
+from sandboxes.strict_json import levels
+
+LEVELS_MOST = 100
+"""Levels of nesting: below what any reader on the way takes; the control plane refuses a value above 128."""
 
 
 class Unsendable(ValueError):
@@ -19,9 +21,14 @@ class Unsendable(ValueError):
 
 def encoded_bytes(value: Any) -> int:
     """How many bytes ``value`` takes as JSON. Raises ``Unsendable``."""
+    return len(encoded(value))
+
+
+def encoded(value: Any) -> bytes:
+    """``value`` as JSON. Raises ``Unsendable``. A large one belongs in a worker thread."""
     try:
         data = msgspec.json.encode(value)
-        if data.count(b"[") + data.count(b"{") > LEVELS_MOST and _levels(msgspec.json.decode(data)) > LEVELS_MOST:
+        if data.count(b"[") + data.count(b"{") > LEVELS_MOST and levels(value) > LEVELS_MOST:
             raise RecursionError
     except UnicodeError:
         raise Unsendable("it contains text that is not Unicode (a lone surrogate)") from None
@@ -29,16 +36,7 @@ def encoded_bytes(value: Any) -> int:
         raise Unsendable(f"it is nested more than {LEVELS_MOST} levels deep") from None
     except (TypeError, ValueError, OverflowError) as error:
         raise Unsendable(f"it is not plain JSON ({type(error).__name__})") from None
-    return len(data)
-
-
-def _levels(value: Any) -> int:
-    """How deep lists and objects go: 0 for a plain value."""
-    levels, layer = 0, [value]
-    while layer := [one for one in layer if isinstance(one, (list, dict))]:
-        levels += 1
-        layer = [inner for one in layer for inner in (one.values() if isinstance(one, dict) else one)]
-    return levels
+    return data
 
 
 def plain(text: str) -> str:

@@ -63,6 +63,7 @@ class ControlPlaneDouble:
         self.stale: set[str] = set()
         self.cut_after: list[str] = []
         self.broken = False
+        self.upload_refused = 0  # the status that uploads get, if any
         self.on_reports: Callable[[list[Report]], None] | None = None
         self._pending: deque[Assignment] = deque()
         self._directives: deque[Directive] = deque()
@@ -214,6 +215,8 @@ class ControlPlaneDouble:
         return _json([Ack(ok=one.attempt not in self.stale, stale=one.attempt in self.stale) for one in chunks])
 
     async def _upload(self, request: web.Request) -> web.Response:
+        if self.upload_refused:
+            return web.Response(status=self.upload_refused, text="not stored")
         query = request.query
         id = f"artifact-{len(self.artifacts) + 1}"
         return _json(self.add_artifact(id, await request.read(), query["name"], query["media_type"]))

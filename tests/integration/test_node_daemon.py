@@ -74,6 +74,9 @@ class ScriptedSandbox:
     async def read_output(self, path: str) -> bytes:
         return self._driver.files[path]
 
+    async def stream_output(self, path: str) -> AsyncIterator[bytes]:
+        yield self._driver.files[path]
+
     async def freeze(self) -> None:
         self.frozen = True
         self._driver.changed()

@@ -239,14 +239,14 @@ def nested(levels: int) -> Any:
     return value
 
 
-@pytest.mark.parametrize("value", ["\ud800", {"\udfff": 1}, nested(257), nested(50_000), {1, object()}])
+@pytest.mark.parametrize("value", ["\ud800", {"\udfff": 1}, nested(101), nested(50_000), {1, object()}])
 def test_values_that_would_poison_a_batch_are_refused(value: Any) -> None:
     with pytest.raises(Unsendable):
         encoded_bytes(value)
 
 
 def test_ordinary_values_can_be_sent() -> None:
-    assert encoded_bytes({"a": [1, 2.5, None, "é"], "b": nested(255)}) > 500
+    assert encoded_bytes({"a": [1, 2.5, None, "é"], "b": nested(99)}) > 200
     assert plain("a\ud800b") == "a?b"
 
 
