@@ -7,8 +7,11 @@ RUN := .venv/bin
 export UV_PYTHON_DOWNLOADS := never
 export UV_PYTHON := $(PYTHON)
 export UV_PROJECT_ENVIRONMENT := $(CURDIR)/.venv
-# An empty or unwritable HOME must not matter: caches go below the checkout unless they were given.
-export XDG_CACHE_HOME ?= $(CURDIR)/.stockade/cache
+# Prepared images are kept where `stockade up` of this user looks for them. An unset or unwritable HOME must not matter:
+# then caches go below the checkout, unless they were given.
+CACHE := $(shell test -n "$$HOME" && mkdir -p "$$HOME/.cache" 2>/dev/null && test -w "$$HOME/.cache" \
+  && echo "$$HOME/.cache" || echo "$(CURDIR)/.stockade/cache")
+export XDG_CACHE_HOME ?= $(CACHE)
 export XDG_DATA_HOME ?= $(CURDIR)/.stockade/data
 export XDG_CONFIG_HOME ?= $(CURDIR)/.stockade/config
 SETUP := .stockade/demo/setup

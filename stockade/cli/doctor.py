@@ -14,7 +14,9 @@ from stockade.cli.output import Format, say, show_value
 
 def examine(form: Format, state_dir: Path | None) -> int:
     """Print findings. 0 if everything needed holds and at least one tier runs guests here."""
+    say("trying what this host can do, with real guests and walls: a few seconds")
     tiers = _tiers()
+    say("trying the host itself")
     host = [host_probes.bubblewrap(), host_probes.namespaces(), host_probes.cgroups()]
     findings = [host_probes.version(), *tiers, *host, host_probes.disk(state_dir), host_probes.sqlite()]
     # What holds needs no fix.
@@ -67,6 +69,7 @@ def _tiers() -> list[Finding]:
                 for driver in drivers.values():
                     if not any(one.ready for one in driver.images()):
                         say(f"preparing Python for {driver.tier.value}: about ten seconds, once")
+                    say(f"trying a guest in {driver.tier.value}")
                     why = await driver.probe()
                     found.append(_present(driver) if why is None else _absent(driver.tier, why))
                 return found
