@@ -79,7 +79,7 @@ def _serve(settings: Settings) -> None:
 def _usage() -> argparse.ArgumentParser:
     """No arguments: ``--help`` lists the variables, and whatever else is typed is refused."""
     lines = [
-        f"  STOCKADE_{name.upper():<24} {'' if field.default is None else field.default}"
+        f"  STOCKADE_{name.upper():<24} {'' if field.default in (None, ()) else field.default}"
         for name, field in Settings.model_fields.items()
     ]
     return argparse.ArgumentParser(
