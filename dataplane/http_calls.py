@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
+import anyio.to_thread
 import msgspec
 
 from dataplane.egress import CheckedResolver, EgressRefused, Lookup, check_literal, system_lookup
@@ -159,7 +160,7 @@ async def _answer(call: HttpCall, response: aiohttp.ClientResponse, scrubber: Sc
         data += chunk
         if len(data) > call.response_bytes_max:
             return failed(f"the answer is above {call.response_bytes_max} bytes; ask the service for less")
-    value = scrubber.json(_decoded(bytes(data), response.headers))
+    value = await anyio.to_thread.run_sync(lambda: scrubber.json(_decoded(bytes(data), response.headers)))
     if response.status >= 400:
         said = value if isinstance(value, str) else json.dumps(value)
         return failed(
