@@ -8,7 +8,11 @@ answers.py       an engine's raw answer made a decision, or a denial that says w
 masking.py       what of a question may be stored
 bundle.py        policy files and data, their revision, and where each reason code is written
 profile.py       the portable part of Rego, checked when a bundle is loaded
-syntax.py        walks regorus' syntax tree, for the two above
+tenant_data.py   data.json read strictly and held against its schema
+references.py    what rules and tests say of their question, held against its schema
+reasons.py       what rules put into deny, where their text shows it
+places.py, scope.py, shapes.py  paths in rules, what their names stand for, what schemas allow there: for these three
+syntax.py        walks regorus' syntax tree, for all of these
 embedded.py      the engine for one machine: regorus in worker processes
 batch.py         the questions of one call on their way
 worker_process.py, worker.py   these processes, seen from outside and from inside

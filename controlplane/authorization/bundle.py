@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import policies
+from controlplane.authorization import reasons, references, tenant_data
 from controlplane.authorization.profile import PolicyInvalid, findings
 from controlplane.authorization.syntax import Node, nodes, package_of, parse, rule_name
 from controlplane.authorization.values import EntryPoint
@@ -52,7 +53,7 @@ def load_bundle(overlays: Sequence[Path] = (), *, shipped: Path = SHIPPED) -> Bu
     """The shipped bundle with ``overlays`` on it. Raises: PolicyInvalid, with every finding."""
     files: dict[str, str] = {}
     wrong: list[str] = []
-    data = _data(shipped, wrong) or {}
+    data = tenant_data.read(shipped, wrong)
     platform: frozenset[str] = frozenset()
     for position, directory in enumerate((shipped, *overlays)):
         if not directory.is_dir():
@@ -66,9 +67,7 @@ def load_bundle(overlays: Sequence[Path] = (), *, shipped: Path = SHIPPED) -> Bu
         else:
             # A directory may have the name of another; its files never take the other's place.
             files.update({path if path not in files else f"{position}:{path}": texts[path] for path in texts})
-            extra = _data(directory, wrong)
-            for key in sorted(set(extra) - {"tenants"}):
-                wrong.append(f"{directory.name}/data.json:1: only `tenants` may be given here, not {key!r}.")
+            extra = tenant_data.read(directory, wrong)
             data = _merged(data, {"tenants": extra.get("tenants", {})})
     return bundle_of(files, data, platform=platform, wrong=wrong)
 
@@ -88,7 +87,7 @@ def bundle_of(
         try:
             tree = parse(path, text)
         except ValueError as problem:
-            found.append(f"{path}:1: {problem}")
+            found.append(str(problem))
             continue
         is_platform = platform is None or path in platform
         roots = _SHIPPED_ROOTS if is_platform else _TENANT_ROOTS
@@ -96,7 +95,12 @@ def bundle_of(
             found.append(
                 f"{path}:1: package {package_of(tree)} is not yours; use {', '.join(sorted(_TENANT_PACKAGES))}."
             )
-        found.extend(findings(path, tree, is_test=_is_test(path), roots=roots))
+        here = [
+            *findings(path, tree, is_test=_is_test(path), roots=roots),
+            *references.findings(path, tree, text),
+            *reasons.findings(path, tree, text),
+        ]
+        found.extend(sorted(here, key=lambda one: int(one[len(path) + 1 :].partition(":")[0])))
         if not _is_test(path):
             rules.update({code: f"{path}:{line}" for code, line in _codes(tree)} | rules)
     if found:
@@ -129,22 +133,6 @@ def _rego(directory: Path, wrong: list[str]) -> Iterator[tuple[str, str]]:
             yield name, path.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as problem:
             wrong.append(f"{name}:1: cannot be read: {problem}")
-
-
-def _data(directory: Path, wrong: list[str]) -> dict[str, Any]:
-    path = directory / "data.json"
-    if not path.is_file():
-        return {}
-    try:
-        data = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as problem:
-        line = getattr(problem, "lineno", 1)
-        wrong.append(f"{directory.name}/data.json:{line}: {problem}")
-        return {}
-    if not isinstance(data, dict) or not isinstance(data.get("tenants", {}), dict):
-        wrong.append(f'{directory.name}/data.json:1: must be an object like {{"tenants": {{"default": {{…}}}}}}.')
-        return {}
-    return data
 
 
 def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

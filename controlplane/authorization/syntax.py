@@ -6,22 +6,26 @@ A node is ``{"Kind": {"span": {"line", "col", …}, …}}``; names are chains of
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from regorus import Engine
 
 Node = dict[str, Any]
+_WHERE = re.compile(r"^--> .*:(\d+):\d+$", re.MULTILINE)
 
 
 def parse(path: str, text: str) -> Node:
-    """The tree of one file. Raises: ValueError with the parser's words if it is no Rego."""
+    """The tree of one file. Raises: ValueError, as ``path:line: the parser's words``, if it is no Rego."""
     engine = Engine()
     try:
         engine.add_policy(path, text)
         tree: Node = json.loads(engine.get_ast_as_json())[0]["ast"]
     except RuntimeError as problem:
-        raise ValueError(plain(problem)) from None
+        said = plain(problem)
+        where = _WHERE.search(said)
+        raise ValueError(f"{path}:{where[1] if where else 1}: {said}") from None
     return tree
 
 

@@ -16,7 +16,7 @@ def test(directory: Path | None) -> int:
     """Run every test rule of the shipped bundle with ``directory`` over it. 1 if one failed or there is none."""
     from controlplane.authorization.rule_tests import run_rule_tests
 
-    found = run_rule_tests(_load(directory))
+    found = run_rule_tests(load(directory))
     for one in found.tests:
         if not one.passed:
             print(f"FAIL  {one.name}  {one.rule}  {one.problem}", file=sys.stderr)
@@ -29,7 +29,7 @@ def test(directory: Path | None) -> int:
 
 def check(directory: Path | None) -> int:
     """Print the revision of the bundle the control plane would load."""
-    bundle = _load(directory)
+    bundle = load(directory)
     print(f"{bundle.revision}  {len(bundle.files)} files, {len(bundle.tests)} test files")
     return int(Exit.OK)
 

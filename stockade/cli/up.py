@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from controlplane.private_hosts import parse
 from controlplane.state_lock import AlreadyRunning, hold_state
-from stockade.cli import inputs, places
+from stockade.cli import inputs, places, policies
 from stockade.cli.exits import Exit, Refusal
 from stockade.cli.supervisor import Plan, already_up
 
@@ -33,6 +33,8 @@ def plan(
             raise Refusal(Exit.NOT_FOUND, "no such folder to export", where=f"--data {name}={path}")
     if policy is not None and not policy.is_dir():
         raise Refusal(Exit.NOT_FOUND, "no such folder of rules", where=f"--policy {policy}")
+    if policy is not None:
+        policies.load(policy)  # the control plane would refuse it as well, but into its log
     try:
         hosts = ",".join(private_hosts)
         parse(hosts)

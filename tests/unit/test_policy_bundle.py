@@ -76,7 +76,7 @@ def test_an_overlay_named_like_the_shipped_one_is_still_no_platform(tmp_path: Pa
 def test_an_overlay_cannot_replace_a_shipped_file(tmp_path: Path) -> None:
     impostor = tmp_path / SHIPPED.name / "tenant"
     impostor.mkdir(parents=True)
-    (impostor / "tool.rego").write_text(TENANT + "deny contains 1 if false\n")
+    (impostor / "tool.rego").write_text(TENANT + 'deny contains {"code": "a", "message": "m"} if false\n')
     shipped = load_bundle()
     assert shipped.files.items() <= load_bundle([impostor.parent]).files.items()
 
@@ -116,7 +116,7 @@ def test_a_deny_that_is_no_set_is_refused(rule: str) -> None:
 
 def test_what_is_no_rego_is_refused_without_a_backtrace() -> None:
     finding = refused("package tenant.tool\nthis is no rego\n")
-    assert finding.startswith("own/tool.rego:")
+    assert finding.startswith("own/tool.rego:2: ")
     assert "backtrace" not in finding
 
 
@@ -150,10 +150,12 @@ def test_the_manifest_claims_the_packages_and_the_data() -> None:
 def test_an_overlay_is_tested_and_measured_alone(tmp_path: Path) -> None:
     """An overlay that narrows the data made the shipped tests fail, which were not its own."""
     (tmp_path / "data.json").write_text('{"tenants": {"default": {"tools": {"*": false}, "verbs": {"code": false}}}}')
-    (tmp_path / "tool.rego").write_text(TENANT + 'deny contains {"code": "a", "message": "m"} if {\n\tinput.x\n}\n')
+    (tmp_path / "tool.rego").write_text(
+        TENANT + 'deny contains {"code": "a", "message": "m"} if {\n\tinput.via == "step"\n}\n'
+    )
     (tmp_path / "tool_test.rego").write_text(
         "package tenant.tool_test\nimport rego.v1\nimport data.tenant.tool\n"
-        'test_a if count(tool.deny) == 1 with input as {"x": true}\n'
+        'test_a if count(tool.deny) == 1 with input as {"via": "step"}\n'
     )
     results = run_rule_tests(load_bundle([tmp_path]))
     assert [one.name for one in results.tests] == ["tenant.tool_test.test_a"]
