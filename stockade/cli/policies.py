@@ -34,7 +34,8 @@ def check(directory: Path | None) -> int:
     return int(Exit.OK)
 
 
-def _load(directory: Path | None) -> Bundle:
+def load(directory: Path | None) -> Bundle:
+    """The shipped bundle with ``directory`` over it. Raises: Refusal, with every finding's file and line."""
     try:
         from controlplane.authorization.bundle import load_bundle
         from controlplane.authorization.profile import PolicyInvalid
