@@ -1,7 +1,7 @@
 """A secret of an HTTP tool is in the outgoing request and nowhere else: memory, files, database, logs, events.
 
 The tool server is hostile: it sends the secret back, plain and encoded, in its answer. While the guest waits for a
-second answer, the memory of every sandbox process is read from the host.
+second answer, the memory of every sandbox process is read from the host, which needs root; all else does not.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import pytest
 from pytest_httpserver import HTTPServer
@@ -20,7 +21,8 @@ from werkzeug import Request, Response
 
 from tests.acceptance.cluster import Cluster, wait_for
 
-CANARY = "canary-5d2f9b7c41e84a06"
+CANARY = 'canary-5d2f"9b/7c+41\\e8=4a06&'
+"""Has characters that JSON escapes and addresses encode, so that those encodings are other texts than itself."""
 SOURCE = """
 import os, stockade_tools as tools
 first = tools.mirror.read(id="one")
@@ -31,9 +33,41 @@ second = tools.mirror.hold(id="two")
 """
 
 
+def base64_cores(value: bytes) -> list[bytes]:
+    """What any base64 of a text that holds ``value`` has in it, wherever in the text it is: one for each alignment.
+
+    The first and last characters also encode bits of the neighbours and are left out.
+    """
+    cores = []
+    for before in range(3):
+        encoded = base64.b64encode(b"x" * before + value + b"x" * (-(before + len(value)) % 3))
+        whole = encoded[-(-before * 8 // 6) : (before + len(value)) * 8 // 6]
+        cores += [whole, whole.translate(bytes.maketrans(b"+/", b"-_"))]
+    return cores
+
+
 def needles() -> list[bytes]:
-    """The value, and the encodings a mirror could send."""
-    return [CANARY.encode(), base64.b64encode(CANARY.encode()).rstrip(b"=")]
+    """The value, and what it looks like in the encodings that a mirror could send or a log could use."""
+    value = CANARY.encode()
+    escaped = json.dumps(CANARY)[1:-1]
+    texts = [
+        escaped,
+        json.dumps(escaped)[1:-1],
+        escaped.replace("/", "\\/"),
+        repr(CANARY)[1:-1],
+        quote(CANARY),
+        quote(CANARY, safe=""),
+        quote_plus(CANARY),
+        value.hex(),
+        value.hex().upper(),
+    ]
+    return list(dict.fromkeys([value, *(text.encode() for text in texts), *base64_cores(value)]))
+
+
+@pytest.mark.parametrize("prefix", [b"", b"B", b"Be", b"Bearer "])
+def test_a_needle_is_found_at_every_alignment(prefix: bytes) -> None:
+    encoded = base64.b64encode(prefix + CANARY.encode() + b" and more")
+    assert sum(core in encoded for core in needles()) == 1
 
 
 def memory_of(pid: int) -> Iterator[bytes]:
@@ -70,6 +104,15 @@ def sandbox_processes(node: int) -> list[int]:
     return found
 
 
+def check_memory(node: int) -> None:
+    """No sandbox process has it."""
+    processes = sandbox_processes(node)
+    assert len(processes) >= 2
+    for pid in processes:
+        for block in memory_of(pid):
+            assert not any(needle in block for needle in needles()), f"in the memory of process {pid}"
+
+
 def tool(url: str) -> dict[str, Any]:
     properties = {"id": {"type": "string"}}
     return {
@@ -82,10 +125,15 @@ def tool(url: str) -> dict[str, Any]:
     }
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="reading the memory of other users' processes needs root")
+ROOT = os.geteuid() == 0
+WITH_MEMORY = pytest.mark.skipif(not ROOT, reason="reading the memory of other users' processes needs root")
+WITHOUT = pytest.mark.skipif(ROOT, reason="root looks at the memory too, in the same test")
+
+
+@pytest.mark.parametrize("memory", [pytest.param(True, marks=WITH_MEMORY), pytest.param(False, marks=WITHOUT)])
 @pytest.mark.parametrize("tier", ["wasm", "jail"])
 def test_a_secret_is_found_nowhere(
-    tier: str, tmp_path: Path, httpserver: HTTPServer, make_cluster: Callable[..., Cluster]
+    tier: str, memory: bool, tmp_path: Path, httpserver: HTTPServer, make_cluster: Callable[..., Cluster]
 ) -> None:
     seen: list[str] = []
     holding, release = threading.Event(), threading.Event()
@@ -93,8 +141,9 @@ def test_a_secret_is_found_nowhere(
     def mirror(request: Request) -> Response:
         given = request.headers["Authorization"]
         seen.append(given)
-        encoded = base64.b64encode(CANARY.encode()).decode()
-        return Response(json.dumps({"you": given, "b64": encoded}), content_type="application/json")
+        sent = {"you": given, "in-text": f"you sent {given}!", "twice": json.dumps(given), "url": quote(given, safe="")}
+        sent |= {f"b64-{n}": base64.b64encode(b"x" * n + given.encode()).decode() for n in range(3)}
+        return Response(json.dumps(sent), content_type="application/json")
 
     def hold(request: Request) -> Response:
         holding.set()
@@ -122,11 +171,8 @@ def test_a_secret_is_found_nowhere(
         wait_for(lambda: holding.is_set() or client.run(run.id).status == "failed", "the second call being made")
         try:
             assert holding.is_set(), client.run(run.id).error
-            processes = sandbox_processes(cluster.pid("node-a"))
-            assert len(processes) >= 2
-            for pid in processes:
-                for block in memory_of(pid):
-                    assert not any(needle in block for needle in needles()), f"in the memory of process {pid}"
+            if memory:
+                check_memory(cluster.pid("node-a"))
         finally:
             release.set()
         ended = client.wait(run.id)
