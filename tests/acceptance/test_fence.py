@@ -41,7 +41,7 @@ def service() -> Iterator[CallService]:
 def underway(client: Client, service: CallService, run: str, kind: str) -> bool:
     """The first attempt did what it does before its node is stopped."""
     if kind == "tool":
-        return bool(service.calls("/ok/tool"))
+        return bool(service.calls("tool"))
     return "ran as 1" in client.logs(run, "work")
 
 
@@ -59,14 +59,14 @@ def status_of(client: Client, node: str | None) -> str:
 def test_the_late_report_of_a_node_that_was_stopped_is_refused(
     kind: str, tmp_path: Path, make_cluster: Callable[..., Cluster], service: CallService
 ) -> None:
-    service.hold(lambda path, nth: path == "/ok/tool" and nth == 1)
+    service.hold(lambda id, nth: id == "tool" and nth == 1)
     settings = service.settings(tmp_path / "policy")
     cluster = make_cluster(settings=settings, lease_seconds=LEASE_SECONDS, heartbeat_seconds=0.3)
     cluster.start_control_plane()
     cluster.start_node("node-a")
     cluster.start_node("node-b")
     with cluster.client() as client:
-        client.put_tool("count.ok", service.tool("ok"))
+        client.put_tool("count.ok", service.tool())
         run = client.submit({"stockade": "1", "name": "fence", "steps": [STEPS[kind]]}).id
         wait_for(lambda: underway(client, service, run, kind), "the first attempt being underway")
         first = client.step(run, "work")
@@ -97,6 +97,6 @@ def test_the_late_report_of_a_node_that_was_stopped_is_refused(
         own = [event for event in before[1] if event.path == "work"]
         assert [event.type for event in own].count("step.completed") == 1
         assert [event.data["error"]["type"] for event in own if event.type == "step.retrying"] == ["node_lost"]
-        performed = service.calls()[f"/ok/{kind}"]
+        performed = service.calls()[kind]
         assert len(performed) == 2
         assert len({one.key for one in performed}) == 1
