@@ -53,6 +53,7 @@ def load_bundle(overlays: Sequence[Path] = (), *, shipped: Path = SHIPPED) -> Bu
     """The shipped bundle with ``overlays`` on it. Raises: PolicyInvalid, with every finding."""
     files: dict[str, str] = {}
     wrong: list[str] = []
+    overlays_data: list[tuple[Path, Mapping[str, Any]]] = []
     data = tenant_data.read(shipped, wrong)
     platform: frozenset[str] = frozenset()
     for position, directory in enumerate((shipped, *overlays)):
@@ -69,6 +70,10 @@ def load_bundle(overlays: Sequence[Path] = (), *, shipped: Path = SHIPPED) -> Bu
             files.update({path if path not in files else f"{position}:{path}": texts[path] for path in texts})
             extra = tenant_data.read(directory, wrong)
             data = _merged(data, {"tenants": extra.get("tenants", {})})
+            overlays_data.append((directory, extra))
+    if not wrong:
+        for directory, own in overlays_data:
+            wrong.extend(tenant_data.idle(directory, own, data))
     return bundle_of(files, data, platform=platform, wrong=wrong)
 
 

@@ -108,6 +108,9 @@ class Places:
             elsewhere = shapes.places(self._roots["input"], step) if parent.root == "input" and names else []
             if elsewhere:
                 return f"did you mean {' or '.join(shapes.written('input', one) for one in elsewhere[:3])}?"
+            for path in shapes.chosen(parent.shape, step) if parent.root == "input" else ():
+                inside = shapes.written("input", (*parent.path, *path))
+                return f"{parent} has {', '.join(names)}; among {parent.inside(path[0])} it is {inside}."
         return f"{parent} has {', '.join(names)}." if names else f"{parent} is {shapes.described(parent.shape)}."
 
 

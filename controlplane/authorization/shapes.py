@@ -99,6 +99,16 @@ def places(shape: Shape, name: str) -> list[tuple[Step, ...]]:
     return found
 
 
+def chosen(shape: Shape, name: str) -> list[tuple[Step, ...]]:
+    """Where ``name`` would be right below ``shape`` among names that callers choose, such as a tool's arguments."""
+    found: list[tuple[Step, ...]] = []
+    for key in keys(shape):
+        inner = below(shape, key)
+        if not keys(inner) and any(isinstance(one.get("additionalProperties"), Mapping) for one in inner):
+            found.append((key, name, *(["value"] if "value" in keys(below(inner, name)) else [])))
+    return found
+
+
 def described(shape: Shape) -> str:
     """In words: ``a string``, ``an object with value, labels``, ``one of "step", "guest"``."""
     listed = values(shape)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,6 +18,8 @@ from controlplane.authorization import shapes
 from controlplane.authorization.shapes import Shape
 
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:,]|[^\s{}\[\]:,"]+')
+
+_PATTERNED = ("tools", "data", "egress")
 
 Pointer = tuple[str | int, ...]
 
@@ -48,6 +50,36 @@ def read(directory: Path, wrong: list[str]) -> dict[str, Any]:
     placed = sorted((lines.get(where, 1), problem) for where, problem in found)
     wrong.extend(f"{name}:{line}: {problem}" for line, problem in placed)
     return data
+
+
+def idle(directory: Path, own: Mapping[str, Any], merged: Mapping[str, Any]) -> Iterator[str]:
+    """Each `false` of one directory's data that forbids nothing, because another key of the merged table grants it.
+
+    ``own`` and ``merged`` are data that ``read`` had no finding in.
+    """
+    lines: dict[Pointer, int] = {}
+    for tenant, tables in own.get("tenants", {}).items():
+        for table in _PATTERNED:
+            granted = [key for key, value in merged["tenants"][tenant].get(table, {}).items() if value]
+            for name in (key for key, value in tables.get(table, {}).items() if value is False):
+                still = next((key for key in granted if _covers(key, name, table)), None)
+                if still is None:
+                    continue
+                where = ("tenants", tenant, table, name)
+                lines = lines or _lines((directory / "data.json").read_text("utf-8"))
+                yield (
+                    f"{directory.name}/data.json:{lines.get(where, 1)}: {_pointer(where)} forbids nothing while "
+                    f"{json.dumps(still)} grants it: set that to false and list what may be, or write a rule."
+                )
+
+
+def _covers(pattern: str, name: str, table: str) -> bool:
+    if pattern == "*" and table != "egress":
+        return True
+    if "*" not in pattern or "*" in name:
+        return False
+    parts = (".*" if one == "**" else "[^.]*" if one == "*" else re.escape(one) for one in re.split(r"(\*+)", pattern))
+    return re.fullmatch("".join(parts), name) is not None
 
 
 @cache

@@ -100,13 +100,55 @@ def test_every_documented_form_is_accepted(tmp_path: Path) -> None:
     assert load_bundle([tmp_path]).data["tenants"]["default"]["caps"]["steps"] == 500
 
 
-def test_egress_that_is_false_reaches_nothing(tmp_path: Path) -> None:
-    engine, bundle = Engine(), load_bundle()
-    for path, text in bundle.files.items():
+def _egress(table: dict[str, Any]) -> Any:
+    """What the shipped rule says to api.example.com with this table."""
+    engine = Engine()
+    for path, text in load_bundle().files.items():
         engine.add_policy(path, text)
-    engine.add_data_json(json.dumps({"tenants": {"default": {"egress": {"api.example.com": False}}}}))
+    engine.add_data_json(json.dumps({"tenants": {"default": {"egress": table}}}))
     engine.set_input_json(question(EntryPoint.EGRESS).encoded().decode())
-    answer = json.loads(engine.eval_rule_as_json("data.runtime.egress.decision"))
+    return json.loads(engine.eval_rule_as_json("data.runtime.egress.decision"))
+
+
+@pytest.mark.parametrize(
+    ("tables", "still"),
+    [
+        ({"tools": {"mail.send": False}}, '"*"'),
+        ({"tools": {"mail.*": False}}, '"*"'),
+        ({"data": {"logs": False}}, '"*"'),
+        ({"tools": {"*": False, "mail.*": True, "mail.send": False}}, '"mail.*"'),
+        ({"egress": {"**": True, "a.b": False}}, '"**"'),
+        ({"egress": {"*.b": [443], "a.b": False}}, '"*.b"'),
+    ],
+)
+def test_a_false_that_forbids_nothing_is_refused(tmp_path: Path, tables: dict[str, Any], still: str) -> None:
+    """What an engine makes of it: another key of the merged table still grants the name."""
+    (finding,) = of_tenant(tmp_path, tables)
+    assert f"forbids nothing while {still} grants it" in finding
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {"tools": {"*": False, "mail.send": False, "weather.*": True}},
+        {"egress": {"*": True, "a.b": False}},
+        {"egress": {"a.b": False, "a.b.c": True}},
+        {"verbs": {"code": False}, "tiers": {"jail": False}},
+    ],
+)
+def test_a_false_that_takes_back_is_accepted(tmp_path: Path, tables: dict[str, Any]) -> None:
+    (tmp_path / "data.json").write_text(json.dumps({"tenants": {"default": tables}}))
+    assert load_bundle([tmp_path]).data["tenants"]["default"]
+
+
+@pytest.mark.parametrize(("table", "is_allowed"), [({"*": True}, False), ({"**": True}, True)])
+def test_every_host_is_two_asterisks(table: dict[str, bool], is_allowed: bool) -> None:
+    answer = _egress(table)
+    assert ("egress_not_listed" not in [one["code"] for one in answer["reasons"]]) is is_allowed
+
+
+def test_egress_that_is_false_reaches_nothing() -> None:
+    answer = _egress({"api.example.com": False})
     assert [one["code"] for one in answer["reasons"]] == ["egress_not_listed"]
 
 
