@@ -46,13 +46,13 @@ class Result:
     schema_error: str | None = None
 
     def value(self) -> tuple[Any, str | None]:
-        """The result, or ``None`` and why it does not count. Once per command, in a worker thread."""
+        """The result, or ``None`` and why it is not strict JSON. Once per command, in a worker thread."""
         if self.schema_error is not None:
             return None, self.schema_error
         try:
             return strict_json.parse(self.text), None
         except Exception as error:  # whatever it is, the guest's bytes made it
-            return None, f"the result is not strict JSON: {str(error)[:1000] or type(error).__name__}"
+            return None, str(error)[:1000] or type(error).__name__
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,8 +60,9 @@ def _has_more_values(text: bytes, most: int) -> bool:
 
 
 def _marks(text: bytes) -> int:
-    """At least how many values there are beside the outermost: each follows a comma or opens what it is in."""
-    return text.count(b",") + text.count(b"[") + text.count(b"{")
+    """At least how many values there are beside the outermost: each follows a comma or what it is in the first of."""
+    opened = text.count(b"[") + text.count(b"{") - text.count(b"[]") - text.count(b"{}")
+    return text.count(b",") + opened
 
 
 def _refuse_constant(name: str) -> Any:

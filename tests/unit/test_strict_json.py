@@ -38,6 +38,7 @@ def test_the_bounds_of_a_result() -> None:
         strict_json.parse(b"[" * 129 + b"]" * 129)
     with pytest.raises(ValueError, match="1000000 values"):
         strict_json.parse(b"[" + b"0," * 1_000_000 + b"0]")
+    assert len(strict_json.parse(b"[" + b"[]," * 999_000 + b"{}]")) == 999_001
     with pytest.raises(ValueError, match="bytes"):
         strict_json.parse(b'"' + b"x" * strict_json.BYTES_MOST + b'"')
 
