@@ -15,7 +15,7 @@ from controlplane.store import canonical
 from controlplane.workflows.expressions import ExpressionFailed
 from controlplane.workflows.graph import Block, CompiledStep
 from controlplane.workflows.quantities import parse_duration
-from controlplane.workflows.scope import UnknownName
+from controlplane.workflows.scope import STEP_FIELDS, UnknownName
 from controlplane.workflows.spec import Verb
 
 SECOND = 1_000_000_000
@@ -246,11 +246,12 @@ def caused(failure: dict[str, Any]) -> dict[str, Any]:
 def gate_digest(frame: Frame, gate: str) -> str:
     """What an approval freezes of a gated step: its definition, and all that it or a step below it reads from outside.
 
-    What has no value yet (a step that comes after the approval, an item of its own map) counts as such.
+    What the gate's own approvals answer is left out: it is not there when they ask. What has no value yet (a step that comes after the approval, an item of its own map) counts as such.
     """
     spec = frame.block.steps[frame.block.by_id[gate]]
     read: dict[str, Any] = {}
-    for name in sorted(names_read(spec)):
+    own = {f"steps.{approval}.{field}" for approval in frame.block.approvals.get(gate, ()) for field in STEP_FIELDS}
+    for name in sorted(names_read(spec) - own):
         try:
             read[name] = {"value": frame.scope.lookup(name)}
         except UnknownName:

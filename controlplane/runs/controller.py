@@ -89,18 +89,26 @@ class Controller:
         return Outcome(writes=[], events=[], dispatch=[], cancels=[], timers=[], finished=False)
 
     async def begin(self, run: RunState, pinned: dict[str, str], writes: Sequence[Write]) -> None:
-        """A new run: stored, then started, also if nobody waits for it any more. Raises ``JournalFailed``."""
+        """A new run: stored, then started, also if nobody waits for it any more. Raises ``JournalFailed``.
+
+        Returns when its first steps are stored too, so that whoever looks next finds them.
+        """
         self.runs[run.id], self.pinned[run.id] = run, pinned
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def stored(error: BaseException | None) -> None:
             if error is None:
-                self.apply(run, lambda machine: machine.start())
-            else:
-                self.runs.pop(run.id, None)
-                self.pinned.pop(run.id, None)
+                self.apply(run, lambda machine: machine.start(), done=started)
+                return
+            self.runs.pop(run.id, None)
+            self.pinned.pop(run.id, None)
             if not future.done():
-                future.set_result(None) if error is None else future.set_exception(error)
+                future.set_exception(error)
+
+        def started(_error: BaseException | None) -> None:
+            # If that failed the run is parked and tried again: it is admitted all the same.
+            if not future.done():
+                future.set_result(None)
 
         self.journal.append(writes, stored)
         await future

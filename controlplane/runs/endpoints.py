@@ -26,7 +26,12 @@ _EXAMPLE: dict[str, Any] = {
     "workflow": {
         "stockade": "1",
         "name": "hello",
-        "steps": [{"id": "greet", "code": {"python": "'hello ' + who", "args": {"who": "${input.who}"}}}],
+        "steps": [
+            {
+                "id": "greet",
+                "code": {"python": "def greet(who): return 'hello ' + who", "call": "greet", "args": ["${input.who}"]},
+            }
+        ],
     },
     "input": {"who": "world"},
     "labels": {"team": "search"},

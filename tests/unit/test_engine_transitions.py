@@ -225,3 +225,10 @@ def test_a_refused_approval_stops_its_gate_even_where_the_workflow_goes_on() -> 
     outcome = apply(run, lambda m: m.decide_approval(run.steps["ok"], approve=False, by="ann", comment="no") and None)
     assert outcome.dispatch == []
     assert run.output == {"ok": None, "deploy": None, "after": "rejected"}
+
+
+def test_a_gated_step_may_read_what_its_approval_answered() -> None:
+    run = make([{"id": "ok", "approve": {"ask": "Deploy?"}}, {"id": "by", "set": "${steps.ok.output.by}"}])
+    start(run)
+    approve(run)
+    assert run.output["by"] == "ann"
