@@ -246,7 +246,8 @@ def caused(failure: dict[str, Any]) -> dict[str, Any]:
 def gate_digest(frame: Frame, gate: str) -> str:
     """What an approval freezes of a gated step: its definition, and all that it or a step below it reads from outside.
 
-    What the gate's own approvals answer is left out: it is not there when they ask. What has no value yet (a step that comes after the approval, an item of its own map) counts as such.
+    What the gate's own approvals answer is left out: it is not there when they ask. What has no value yet (a step that
+    comes after the approval, an item of its own map) counts as such.
     """
     spec = frame.block.steps[frame.block.by_id[gate]]
     read: dict[str, Any] = {}
