@@ -21,6 +21,8 @@ RESULT_MOST = 16 * 1024 * 1024
 TAIL_MOST = 4096
 TEXT_MOST = 2000
 PLATFORM_DELAY_MOST = 30.0
+PLATFORM_FAILURES_MOST = 30
+"""A quarter of an hour of attempts: what fails that often will not mend itself."""
 _SOURCE_LINE = re.compile(r'File "step\.py", line (\d{1,6})')
 TOOL_ERRORS = frozenset({"tool", "timeout", "rate_limited", "schema"})
 Answer = Callable[[Ack], None]
@@ -42,7 +44,7 @@ def take(controller: Controller, tools: ToolRegistry, node_id: str, report: Repo
     def act(machine: Machine) -> None:
         step.report = _shown(report)
         if report.platform_error is not None:
-            _platform(machine, step, report)
+            platform_failed(machine, step, report)
         elif step.cancelling:
             machine.fail(step, error_value("cancelled", step.detail.get("cancelling", "cancelled")))
         elif step.spec.verb == "tool":
@@ -58,11 +60,16 @@ def take(controller: Controller, tools: ToolRegistry, node_id: str, report: Repo
     controller.apply(run, act, done=done)
 
 
-def _platform(machine: Machine, step: StepState, report: Report) -> None:
+def platform_failed(machine: Machine, step: StepState, report: Report) -> None:
+    """The platform, not the guest, failed this attempt: try again after a while, and not for ever."""
     kind = "node_lost" if report.platform_error == "lost" else str(report.platform_error)[:64]
-    machine.lost(step, kind, report.message[:TEXT_MOST])
     failures = int(step.detail.get("platform_failures", 0)) + 1
     step.detail["platform_failures"] = failures
+    if failures >= PLATFORM_FAILURES_MOST and not step.cancelling:
+        message = f"the platform failed {failures} attempts, the last: {report.message[:TEXT_MOST]}"
+        machine.fail(step, error_value("node_lost", message), guest=False)
+        return
+    machine.lost(step, kind, report.message[:TEXT_MOST])
     if step.status == "ready":
         machine.delay(step, min(PLATFORM_DELAY_MOST, 0.25 * 2.0 ** min(failures, 8)))
 

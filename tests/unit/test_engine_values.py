@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from controlplane.runs.control import gate_digest
+from controlplane.runs.reports import PLATFORM_FAILURES_MOST, platform_failed
 from controlplane.runs.state import RunState, error_value
 from controlplane.runs.transitions import Machine, Outcome
 from controlplane.workflows.graph import compile_workflow
+from dataplane.protocol import Report
 
 NOOP = {"tool": "builtin.noop"}
 UNTRUSTED = {"integrity": "untrusted", "sources": ["web.fetch"]}
@@ -140,3 +142,23 @@ def test_a_run_may_not_gather_more_than_its_outputs_may_hold() -> None:
     finish(run, "a", 1)
     assert run.error is not None
     assert run.error["type"] == "budget"
+
+
+def test_what_the_platform_keeps_failing_ends_some_day_and_burns_no_retry() -> None:
+    run = make([{"id": "a", **NOOP, "retry": {"max": 5}}])
+    apply(run, lambda m: m.start())
+    step = run.steps["a"]
+    for number in range(1, PLATFORM_FAILURES_MOST + 1):
+        attempt = f"att_{number}"
+        apply(run, lambda m, attempt=attempt: m.assigned(step, node="n", node_name="n", attempt=attempt, tier=None))
+        report = Report(attempt=attempt, fence=step.fence, platform_error="driver_failed", message="no disk")
+        apply(run, lambda m, report=report: platform_failed(m, step, report))
+        if step.due_ns is not None:
+            due = step.due_ns
+            machine = Machine(run=run, now_ns=due)
+            machine.timer(step)
+            machine.outcome()
+    assert run.status == "failed"
+    assert step.failures == 0
+    assert run.error is not None
+    assert "no disk" in run.error["message"]
