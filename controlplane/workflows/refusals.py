@@ -88,6 +88,8 @@ def _unknown(location: tuple[int | str, ...], pointer: str) -> Problem:
         hint += f"verbs: {', '.join(spec.Verb)}"
     elif known:
         hint += f"members: {', '.join(known)}"
+    else:
+        hint = f"remove it: {context} has no members, write {{}}"
     return Problem(pointer=pointer, message=message, hint=hint, type="unknown_verb" if verb else "unknown_member")
 
 
