@@ -173,7 +173,7 @@ def _frames(fd: int) -> Iterator[bytes]:
         # The next question often follows at once, and to be woken for it takes longer than to look for it.
         awake = time.perf_counter_ns() + _AWAKE_NS
         while not waiting.poll(0) and time.perf_counter_ns() < awake:
-            pass
+            os.sched_yield()
         size = os.readv(fd, [room])
         if not size:
             return
