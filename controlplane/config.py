@@ -40,9 +40,7 @@ class Settings(BaseSettings):
     join_token_seconds: float = Field(default=86_400.0, gt=0)
 
     policy_dir: Path | None = None
-    """A Rego bundle in place of the one in the package."""
-    policy_data: Path | None = None
-    """A JSON file that overrides the bundle's data (grants, limits)."""
+    """Rules and data of your own, beside the ones in the package."""
     policy_deadline_seconds: float = Field(default=0.2, gt=0)
 
     private_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_hosts)] = ()

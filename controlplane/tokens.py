@@ -8,8 +8,6 @@ from __future__ import annotations
 import hashlib
 import secrets
 
-PREFIXES = ("sk", "sj", "sn")
-
 
 def make_token(prefix: str) -> str:
     """A fresh token: ``prefix``, an underscore and 256 random bits."""

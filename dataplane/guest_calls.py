@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import anyio
+import structlog
 
 from dataplane.attempts import Attempt
 from dataplane.client import RequestRefused
@@ -17,6 +18,7 @@ from dataplane.sendable import Unsendable, encoded_bytes
 from dataplane.tool_gateway import ToolGateway
 from sandboxes.execution import ToolAnswer
 
+log = structlog.get_logger("stockade.node")
 AT_ONCE = 16
 RETRY_SECONDS_MOST = 60.0
 
@@ -54,6 +56,10 @@ class GuestCalls:
                 return await self._answer(self._calls, tool, dict(args))
             except RequestRefused as error:
                 return _refused("tool", f"the control plane refused the call: {error}")
+            except Exception:
+                # What went wrong here may hold what the guest must not learn; the log has it.
+                log.exception("a tool call broke", attempt=self._attempt.assignment.attempt, tool=tool)
+                return _refused("tool", "the node could not make the call; its log says why")
 
     async def _answer(self, number: int, tool: str, args: dict[str, Any]) -> ToolAnswer:
         assignment = self._attempt.assignment

@@ -156,7 +156,6 @@ class Performance(Wire):
     key: str  # idempotency key, stable across attempts
     http: HttpCall | None = None
     builtin: BuiltinCall | None = None
-    output_schema: dict[str, Any] | None = None
 
 
 class Assignment(Wire):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from controlplane.workflows.bindings import Binding, bind
@@ -44,11 +43,6 @@ class Template(ABC):
     @abstractmethod
     def render(self, scope: Scope) -> Any:
         """The JSON value. Raises ``ExpressionFailed``."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Failure:
-    pointer: str
 
 
 class _Literal(Template):

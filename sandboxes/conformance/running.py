@@ -7,7 +7,6 @@ from sandboxes.driver import Feature
 from sandboxes.execution import Command, ExitReason
 from sandboxes.testing import Play
 
-_MIB = 1024 * 1024
 _STREAMS = """
 import sys
 for i in range(1024):

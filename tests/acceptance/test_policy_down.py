@@ -45,7 +45,7 @@ def policy_workers(control: int) -> list[int]:
 @contextmanager
 def policy_down(control: int, how: signal.Signals) -> Iterator[None]:
     """Kill or stop every worker, and every replacement, for as long as the context lasts."""
-    over = threading.Event()
+    over, swept = threading.Event(), threading.Event()
 
     def work() -> None:
         while not over.is_set():
@@ -54,11 +54,13 @@ def policy_down(control: int, how: signal.Signals) -> Iterator[None]:
                     os.kill(pid, how)
                 except ProcessLookupError:
                     continue
+            swept.set()
             over.wait(0.002)
 
     thread = threading.Thread(target=work)
     thread.start()
     try:
+        assert swept.wait(10), "no worker was found"
         yield
     finally:
         over.set()
@@ -88,7 +90,6 @@ def test_nothing_executes_and_the_step_goes_on_later(how: signal.Signals, make_c
         run = client.submit(workflow)
         assert policy_workers(cluster.pid("control"))
         with policy_down(cluster.pid("control"), how):
-            time.sleep(0.1)  # the workers of this moment are gone
             assert min(refused_in(cluster, workflow) for _ in range(ASKED)) < PROMISED_SECONDS + SLACK_SECONDS
             wait_for(
                 lambda: ("work", "waiting") in [(s.path, s.status) for s in client.steps(run.id)], "the step parking"

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import anyio
 import pytest
@@ -13,165 +10,19 @@ from aiohttp import web
 
 from dataplane.config import ConfigError, NodeConfig
 from dataplane.daemon import NodeDaemon
-from dataplane.leases import Lease
 from dataplane.protocol import (
-    Assignment,
     AuthorizeAnswer,
     BuiltinCall,
-    CodeWork,
     Directive,
     HttpCall,
     InputGrant,
     Performance,
-    SandboxRequest,
     SecretLease,
 )
 from dataplane.testing import ControlPlaneDouble
-from sandboxes.driver import Feature, FileInfo, ImageStatus
-from sandboxes.errors import DriverFailed
-from sandboxes.execution import Command, Event, Exited, ExitReason, Stderr, Stdout, ToolHandler, no_tools
-from sandboxes.spec import SandboxSpec, Strength, Tier
+from tests.integration.scripted_node import ScriptedDriver, call, code, node, noop, service
 
 pytestmark = pytest.mark.anyio
-
-
-class ScriptedSandbox:
-    def __init__(self, driver: ScriptedDriver, spec: SandboxSpec, label: str) -> None:
-        self.label = label
-        self.frozen = False
-        self.ended_by = ExitReason.CANCELLED
-        self._driver = driver
-        self._spec = spec
-        self._cancelled = anyio.Event()
-
-    async def execute(self, command: Command, tools: ToolHandler = no_tools) -> AsyncIterator[Event]:
-        verb, _, rest = command.source.partition(" ")
-        self._driver.started.set()
-        if verb == "print":
-            yield Stdout(data=rest.encode())
-            yield Stderr(data=b"warned")
-            yield Exited(code=0, reason=ExitReason.EXITED, result=rest, has_result=True)
-        elif verb == "call":
-            answer = await tools(rest, {"q": 1})
-            yield Exited(
-                code=0, reason=ExitReason.EXITED, result={"value": answer.value, "error": answer.error}, has_result=True
-            )
-        elif verb == "read":
-            text = {mount.name: mount.source.read_text() for mount in self._spec.mounts}
-            yield Exited(code=0, reason=ExitReason.EXITED, result=text, has_result=True)
-        elif verb == "break":
-            raise DriverFailed("no memory cgroup here")
-        else:
-            await self._cancelled.wait()
-            yield Exited(code=-1, reason=self.ended_by)
-
-    async def cancel(self) -> None:
-        self._cancelled.set()
-
-    async def outputs(self) -> tuple[FileInfo, ...]:
-        return tuple(FileInfo(path=name, size_bytes=len(data)) for name, data in sorted(self._driver.files.items()))
-
-    async def read_output(self, path: str) -> bytes:
-        return self._driver.files[path]
-
-    async def stream_output(self, path: str) -> AsyncIterator[bytes]:
-        yield self._driver.files[path]
-
-    async def freeze(self) -> None:
-        self.frozen = True
-        self._driver.changed()
-
-    async def thaw(self) -> None:
-        self.frozen = False
-        self._driver.changed()
-
-
-class ScriptedDriver:
-    tier = Tier.WASM
-    features = frozenset({Feature.PYTHON, Feature.FREEZE})
-    strength = Strength.USER
-
-    def __init__(self) -> None:
-        self.files: dict[str, bytes] = {}
-        self.live: dict[str, ScriptedSandbox] = {}
-        self.started = anyio.Event()
-        self.specs: list[SandboxSpec] = []
-        self._change = anyio.Event()
-
-    def changed(self) -> None:
-        self._change.set()
-        self._change = anyio.Event()
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        with anyio.fail_after(10):
-            while not condition():
-                await self._change.wait()
-
-    async def probe(self) -> str | None:
-        return None
-
-    def images(self) -> tuple[ImageStatus, ...]:
-        return (ImageStatus(image="python", ready=True, fraction=1.0, detail=""),)
-
-    async def prepare(self, image: str) -> None:
-        return None
-
-    @asynccontextmanager
-    async def open(self, spec: SandboxSpec, label: str) -> AsyncIterator[ScriptedSandbox]:
-        self.specs.append(spec)
-        self.live[label] = sandbox = ScriptedSandbox(self, spec, label)
-        try:
-            yield sandbox
-        finally:
-            del self.live[label]
-            self.changed()
-
-    async def reap(self, keep: Collection[str]) -> tuple[str, ...]:
-        return ()
-
-    async def close(self) -> None:
-        return None
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@asynccontextmanager
-async def node(
-    double: ControlPlaneDouble, folder: Path, driver: ScriptedDriver | None = None, **more: Any
-) -> AsyncIterator[NodeDaemon]:
-    drivers = {Tier.WASM: driver} if driver else {}
-    lease = more.pop("lease", None)
-    config = NodeConfig(url=double.url, state_dir=folder / "state", join_token="join", name="n", **more)
-    daemon = NodeDaemon(config, drivers, {Tier.JAIL: "no bubblewrap"}, lease=lease)
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(daemon.run)
-        await double.until(lambda: bool(double.heartbeats))
-        yield daemon
-        daemon.stop()
-
-
-def code(attempt: str, source: str, *, fence: int = 1, **more: Any) -> Assignment:
-    work = CodeWork(
-        language="python",
-        source=source,
-        sandbox=SandboxRequest(tier="wasm", image="python", memory_bytes=2**28, wall_seconds=20),
-        **more,
-    )
-    return Assignment(attempt=attempt, fence=fence, run="r", path="p", number=1, wall_seconds=30, code=work)
-
-
-def call(attempt: str, work: Performance, *, fence: int = 1) -> Assignment:
-    return Assignment(attempt=attempt, fence=fence, run="r", path="p", number=1, wall_seconds=30, call=work)
-
-
-def noop(attempt: str, **args: Any) -> Assignment:
-    return call(attempt, Performance(key="k", builtin=BuiltinCall(name="noop", args=args)))
 
 
 async def test_registers_and_answers_noop_calls(tmp_path: Path) -> None:
@@ -317,19 +168,6 @@ async def test_inputs_come_from_artifacts_and_data_roots(tmp_path: Path) -> None
     assert "altered" in altered.message
 
 
-@asynccontextmanager
-async def service(handler: Callable[[web.Request], Any]) -> AsyncIterator[str]:
-    app = web.Application()
-    app.router.add_route("*", "/{tail:.*}", handler)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
-
-
 async def test_guest_call_is_authorized_performed_recorded_and_scrubbed(tmp_path: Path) -> None:
     seen: list[dict[str, str]] = []
 
@@ -385,85 +223,3 @@ async def test_artifact_builtins(tmp_path: Path) -> None:
         double.assign(call("r", Performance(key="r", builtin=read)))
         assert (await double.report_of("r")).result == {"text": "hello", "truncated": False}
     assert written.artifacts[0].media_type == "text/plain"
-
-
-async def test_lapsed_lease_freezes_and_renewal_thaws(tmp_path: Path) -> None:
-    driver = ScriptedDriver()
-    double = ControlPlaneDouble(heartbeat_seconds=0.05, lease_seconds=0.2)
-    async with double.serving(), node(double, tmp_path, driver):
-        double.assign(code("a", "sleep"))
-        with anyio.fail_after(5):
-            await driver.started.wait()
-        sandbox = driver.live["a"]
-        double.broken = True
-        await driver.until(lambda: sandbox.frozen)
-        double.broken = False
-        await driver.until(lambda: not sandbox.frozen)
-        assert "a" in driver.live
-
-
-@pytest.mark.parametrize("frozen", [True, False])
-async def test_wall_time_that_ran_out_while_frozen_is_not_the_guests_fault(tmp_path: Path, frozen: bool) -> None:
-    driver = ScriptedDriver()
-    double = ControlPlaneDouble(heartbeat_seconds=0.05, lease_seconds=0.2)
-    async with double.serving(), node(double, tmp_path, driver):
-        double.assign(code("a", "sleep"))
-        with anyio.fail_after(5):
-            await driver.started.wait()
-        sandbox = driver.live["a"]
-        if frozen:
-            double.broken = True
-            await driver.until(lambda: sandbox.frozen)
-            double.broken = False
-            await driver.until(lambda: not sandbox.frozen)
-        sandbox.ended_by = ExitReason.TIMEOUT
-        await sandbox.cancel()
-        report = await double.report_of("a")
-    assert (report.platform_error, report.reason) == (("frozen" if frozen else None), "timeout")
-
-
-async def test_hold_over_kills_and_reports_frozen(tmp_path: Path) -> None:
-    driver = ScriptedDriver()
-    double = ControlPlaneDouble(heartbeat_seconds=0.05, lease_seconds=0.1, hold_seconds=0.1)
-    async with double.serving(), node(double, tmp_path, driver):
-        double.assign(code("a", "sleep"))
-        with anyio.fail_after(5):
-            await driver.started.wait()
-        double.broken = True
-        await driver.until(lambda: not driver.live)
-        double.broken = False
-        assert (await double.report_of("a")).platform_error == "frozen"
-
-
-async def test_no_call_is_performed_while_the_lease_is_lapsed(tmp_path: Path) -> None:
-    hits: list[str] = []
-
-    async def hit(request: web.Request) -> web.Response:
-        hits.append(request.path)
-        return web.json_response(1)
-
-    clock = Clock()
-    async with (
-        service(hit) as url,
-        ControlPlaneDouble().serving() as double,
-        node(double, tmp_path, lease=Lease(clock)) as daemon,
-    ):
-        clock.now += 100  # the node was stopped as a whole: nobody told it anything
-        performing = Performance(key="k", http=HttpCall(method="GET", url=url, private_allowed=True))
-        double.assign(call("a", performing), noop("b"))
-        await double.report_of("b")
-        assert not hits
-        daemon.lease.renew(clock.now)
-        assert (await double.report_of("a")).result == 1
-    assert len(hits) == 1
-
-
-async def test_drain_ends_what_does_not_finish_and_reports_it_lost(tmp_path: Path) -> None:
-    driver = ScriptedDriver()
-    async with ControlPlaneDouble().serving() as double, node(double, tmp_path, driver) as daemon:
-        double.assign(code("a", "sleep"))
-        with anyio.fail_after(5):
-            await driver.started.wait()
-            await daemon.drain(0.05)
-    assert double.reports["a"].platform_error == "lost"
-    assert any(heartbeat.draining for heartbeat in double.heartbeats)
