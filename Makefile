@@ -16,7 +16,7 @@ export XDG_DATA_HOME ?= $(CURDIR)/.stockade/data
 export XDG_CONFIG_HOME ?= $(CURDIR)/.stockade/config
 SETUP := .stockade/demo/setup
 
-.PHONY: demo test test-long check bench clean sync sync-science
+.PHONY: image demo test test-long check bench clean sync sync-science
 
 $(UV):
 	@mkdir -p $(SETUP)
@@ -33,6 +33,10 @@ sync: $(UV)
 
 sync-science: $(UV)
 	$(UV) sync --frozen --extra all --extra science -q
+
+# The image that tests of the tier container run; made once per engine, by debootstrap. Needs root and a Docker Engine.
+image: sync
+	@$(RUN)/stockade image ls -o name | grep -qx python || $(RUN)/stockade image build python --packages python3
 
 # KEEP=1 leaves Stockade running.
 demo: sync

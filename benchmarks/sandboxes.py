@@ -2,7 +2,7 @@
 
 For each tier and strength, one sandbox after the other unless said otherwise:
 - ``claim``: ``open`` alone; ``first_result``: open, a Python one-liner (or ``/bin/true``), and the guest's end;
-- ``warm`` takes from a full pool, ``cold`` has none and loads the module compiled ahead of time;
+- ``warm`` takes from a full pool, ``cold`` has none: wasm loads the module compiled ahead of time, a container is made;
 - ``turn``: one more command in a sandbox that is open, its pool full;
 - ``tool_call``: a guest's call, there and back, to a handler that does nothing; clocked inside the guest;
 - ``per_second``: sandboxes opened, run to ``/bin/true``'s (or the one-liner's) end and destroyed, four at a time.
@@ -14,13 +14,16 @@ import argparse
 import asyncio
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.report import summary
 from benchmarks.sandbox_peers import peers
+from sandboxes.container.driver import ContainerDriver
+from sandboxes.container.options import Runtime
 from sandboxes.driver import Driver, Sandbox
 from sandboxes.errors import DriverFailed
 from sandboxes.execution import Command, Exited, ToolAnswer
@@ -44,6 +47,7 @@ for _ in range(200):
 took
 """,
 )
+RUNTIMES: tuple[Runtime, ...] = ("runc", "runsc")
 AT_ONCE = 4
 WARM_UP = 2
 
@@ -69,6 +73,8 @@ async def _measure(cache: Path, state: Path, images: list[str], count: int) -> d
         report[f"wasm {image}"] = await _wasm(cache, state, image, count)
     for strength in Strength:
         report[f"jail {strength}"] = await _jail(state, strength, count)
+    for runtime in RUNTIMES:
+        report[f"container {runtime}"] = await _container(state, runtime, count)
     report["peers"] = await asyncio.to_thread(peers, cache, images, ONE_LINER, count)
     return report
 
@@ -83,7 +89,7 @@ async def _wasm(cache: Path, state: Path, image: str, count: int) -> dict[str, A
         return {"absent": str(error)}
     try:
         measured: dict[str, Any] = {"strength": warm.strength.value}
-        measured["warm"] = await _starts(warm, spec, PYTHON, count, refilled=image)
+        measured["warm"] = await _starts(warm, spec, PYTHON, count, refill=partial(warm.prepare, image))
         measured["cold"] = await _starts(cold, spec, PYTHON, count)
         measured["turn"] = summary(await _turns(warm, spec, count))
         measured["tool_call"] = summary(await _tool_calls(warm, spec))
@@ -111,14 +117,43 @@ async def _jail(state: Path, strength: Strength, count: int) -> dict[str, Any]:
         await driver.close()
 
 
+async def _container(state: Path, runtime: Runtime, count: int) -> dict[str, Any]:
+    cold = ContainerDriver(state / f"container-{runtime}", runtime=runtime)
+    warm = ContainerDriver(state / f"container-{runtime}-warm", runtime=runtime, pool_size=1)
+    spec = SandboxSpec(tier=Tier.CONTAINER)
+    try:
+        if reason := await cold.probe():
+            return {"absent": reason}
+        await warm.prepare(spec.image)
+        return {
+            "python": {
+                "warm": await _starts(warm, spec, PYTHON, count, refill=partial(warm.warm, spec)),
+                "cold": await _starts(cold, spec, PYTHON, count),
+            },
+            "true": {"cold": await _starts(cold, spec, TRUE, count)},
+            "tool_call": summary(await _tool_calls(cold, spec)),
+            "per_second": await _rate(cold, spec, TRUE, count),
+        }
+    except DriverFailed as error:
+        return {"absent": str(error)}
+    finally:
+        await cold.close()
+        await warm.close()
+
+
 async def _starts(
-    driver: Driver, spec: SandboxSpec, command: Command, count: int, *, refilled: str = ""
+    driver: Driver,
+    spec: SandboxSpec,
+    command: Command,
+    count: int,
+    *,
+    refill: Callable[[], Awaitable[object]] | None = None,
 ) -> dict[str, Any]:
-    """``refilled``: the image whose pool is filled before each claim; back to back it would be measured empty."""
+    """``refill`` fills the pool before each claim; back to back it would be measured empty."""
     claims, results = [], []
     for number in range(WARM_UP + count):
-        if refilled:
-            await driver.prepare(refilled)
+        if refill is not None:
+            await refill()
         began = time.perf_counter()
         async with driver.open(spec, f"bench-{number}") as sandbox:
             claims.append(time.perf_counter() - began)

@@ -47,13 +47,15 @@ async def _run_node(config: NodeConfig) -> None:
         config.cache_dir or config.state_dir / "images",
         config.state_dir / SANDBOXES,
         config.pool_size,
+        config.container_runtime,
     )
-    jail = drivers.get(Tier.JAIL)
-    if jail is not None and (reason := await jail.probe()) is not None:
-        # wasm is not probed: its first guest needs an image, which is prepared after the node has registered
-        await jail.close()
-        del drivers[Tier.JAIL]
-        absent[Tier.JAIL] = reason
+    # wasm is not probed: its first guest needs an image, which is prepared after the node has registered
+    for tier in (Tier.JAIL, Tier.CONTAINER):
+        driver = drivers.get(tier)
+        if driver is not None and (reason := await driver.probe()) is not None:
+            await driver.close()
+            del drivers[tier]
+            absent[tier] = reason
     await serve(NodeDaemon(config, drivers, absent))
 
 
@@ -125,6 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--pool-size", type=int, default=2)
     parser.add_argument("--ca-file", type=Path)
     parser.add_argument("--drain-seconds", type=float, default=30.0)
+    parser.add_argument("--container-runtime", choices=("runc", "runsc"), help="default: runsc where the engine has it")
     given = parser.parse_args(argv)
     named = {} if given.name is None else {"name": given.name}
     try:
@@ -138,6 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             pool_size=given.pool_size,
             ca_file=given.ca_file,
             drain_seconds=given.drain_seconds,
+            container_runtime=given.container_runtime,
             **named,
         )
     except ConfigError as error:

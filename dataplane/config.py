@@ -15,6 +15,7 @@ import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 GIB = 1024**3
@@ -46,6 +47,8 @@ class NodeConfig:
     cache_bytes: int = 4 * GIB
     ca_file: Path | None = None
     drain_seconds: float = 30.0
+    container_runtime: Literal["runc", "runsc"] | None = None
+    """``None``: ``runsc`` where the Docker Engine has it."""
 
     def checked_url(self) -> str:
         """The base address without a trailing slash. Raises ``ConfigError`` where a bearer token would travel open."""

@@ -10,10 +10,11 @@ MIB = 1024 * 1024
 
 
 class Tier(StrEnum):
-    """Isolation tiers, cheapest first. This release drives ``wasm`` and ``jail``."""
+    """Isolation tiers, cheapest first. This release drives ``wasm``, ``jail`` and ``container``."""
 
     WASM = "wasm"
     JAIL = "jail"
+    CONTAINER = "container"
 
 
 class Strength(StrEnum):

@@ -107,6 +107,8 @@ def _other(
             else:
                 message = f"{some} without image {demand.image!r}"
                 fix = "use an image that a node has, or prepare this one on a node"
+                if demand.tier == "container":
+                    fix = f"make it on a node: stockade image build {demand.image}, or import an archive"
         case ReasonCode.DATA_NOT_EXPORTED:
             keys = sorted({need.key for need in demand.inputs if need.pinned})
             message = f"{some} without all of {', '.join(keys)}"

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 AUTO_TIERS = ("wasm", "jail")
+SHELL_TIERS = ("jail", "container")
+"""Those with a shell inside."""
 """What ``tier="auto"`` chooses from on each node, cheapest first."""
 
 NO_LABELS: Mapping[str, str] = MappingProxyType({})

@@ -25,7 +25,7 @@ UNKNOWN_BYTES = 64 * 1024 * 1024
 """Assumed size of an input or a ``near`` name whose size nobody reported."""
 
 WARM_SECONDS = 0.002
-COLD_SECONDS: Mapping[str, float] = {"wasm": 0.010, "jail": 0.025}
+COLD_SECONDS: Mapping[str, float] = {"wasm": 0.010, "jail": 0.025, "container": 0.250}
 OTHER_COLD_SECONDS = 1.0
 GPU_SPARE_SECONDS = 1.0
 PACKING_SECONDS = 0.001

@@ -19,7 +19,7 @@ from controlplane.workflows.compiled import CompiledStep
 from controlplane.workflows.expressions import ExpressionFailed
 from controlplane.workflows.spec import Verb
 from dataplane.protocol import Assignment, BuiltinCall, CodeWork, HttpCall, InputGrant, Performance, SandboxRequest
-from scheduler.demand import DataNeed, Demand
+from scheduler.demand import SHELL_TIERS, DataNeed, Demand
 
 STARVING_NS = 5_000_000_000
 
@@ -228,7 +228,7 @@ def demand_of(spec: CompiledStep, inputs: tuple[DataNeed, ...], near: tuple[str,
         labels=wanted.labels,
         inputs=inputs,
         near=near,
-        tiers_allowed=("jail",) if code is not None and code.shell is not None else (),
+        tiers_allowed=SHELL_TIERS if code is not None and code.shell is not None else (),
     )
 
 

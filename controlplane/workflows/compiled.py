@@ -29,7 +29,7 @@ class Retry:
 class SandboxRequest:
     """The walls of a code step, resolved."""
 
-    tier: Literal["auto", "wasm", "jail"] = "auto"
+    tier: Literal["auto", "wasm", "jail", "container"] = "auto"
     image: str = "python"
     memory_bytes: int = 512 * MIB
     wall_seconds: float = 60.0

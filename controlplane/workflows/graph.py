@@ -132,7 +132,9 @@ class _Compiler:
         self._use(step)
         sandbox = sandbox_of(step)
         if step.code is not None and step.code.shell is not None and sandbox.tier == "wasm":
-            fields.problem("wasm has no shell", "use the tier jail or auto, or write python", "sandbox", "tier")
+            fields.problem(
+                "wasm has no shell", "use the tier jail, container or auto, or write python", "sandbox", "tier"
+            )
         body, otherwise = self._children(step, verb, pointer, names, taken)
         near = [step.near] if isinstance(step.near, str) else step.near or []
         return CompiledStep(

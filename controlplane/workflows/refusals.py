@@ -41,7 +41,7 @@ NOT_YET: Mapping[str, Mapping[str, str]] = {
     "defaults": {"model": "name the model in the tool's args", "secrets": "name secrets on each step"},
     "sandbox": dict.fromkeys(("session", "checkpoint", "network", "egress", "gpu", "template", "snapshot"), _SANDBOX),
 }  # fmt: skip
-_TIERS_NOT_YET = ("container", "gvisor", "microvm")
+_TIERS_NOT_YET = ("gvisor", "microvm")
 
 
 def problems_of(error: ValidationError) -> list[Problem]:
@@ -61,7 +61,7 @@ def _problem(details: ErrorDetails) -> Problem:
     if location[-1:] == ("tier",) and value in _TIERS_NOT_YET:
         return Problem(
             pointer=pointer, message=f"the tier {value!r} is not there yet", type="not_yet",
-            hint="use auto, wasm or jail",
+            hint="use auto, wasm, jail or container",
         )  # fmt: skip
     message = details["msg"].removeprefix("Value error, ")
     if kind == "literal_error":

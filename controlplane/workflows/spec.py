@@ -87,6 +87,7 @@ def _wait(value: object) -> object:
     return {"duration": value} if isinstance(value, str | int | float) and not isinstance(value, bool) else value
 
 
+IMAGE_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}(@sha256:[0-9a-f]{64})?$"
 Duration = Annotated[float, BeforeValidator(_positive_duration), WithJsonSchema(DURATION_SCHEMA)]
 Size = Annotated[int, BeforeValidator(_positive_size), WithJsonSchema(_SIZE_SCHEMA)]
 Backoff = Annotated[
@@ -115,8 +116,10 @@ class RetrySpec(Model):
 class SandboxSettings(Model):
     """The walls around generated code."""
 
-    tier: Literal["auto", "wasm", "jail"] | None = None
-    image: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)] | None = None
+    tier: Literal["auto", "wasm", "jail", "container"] | None = None
+    image: Annotated[str, StringConstraints(pattern=IMAGE_PATTERN)] | None = Field(
+        default=None, description="What is inside: a name its tier has; of a container also NAME@sha256:… to insist."
+    )
     memory: Size | None = None
     wall: Duration | None = None
 

@@ -1,12 +1,13 @@
 """First program of every Python guest: take one job from the channel, run it, send its result.
 
     python -I -X utf8 runner.py (fd|socket) NUMBER [LIMITS SITE]
+    python -I -X utf8 runner.py unix PATH
 
-``NUMBER`` is the channel's file descriptor. ``LIMITS`` (``NOFILE=256,CORE=0``) are resource limits to lower first;
-``SITE`` are package folders joined by colons, for an interpreter started with ``-S``. The host sends one frame
-``{"source", "call", "args", "inputs", "env", "cwd"}``; at the end this sends ``{"result": value}`` or
-``{"schema_error": text}`` or neither, and exits: 0, the guest's own ``SystemExit`` code, or 1 after an exception,
-whose traceback is on stderr. Standard library only: it runs on whatever Python is inside.
+``NUMBER`` is the channel's file descriptor, ``PATH`` a unix socket to connect to. ``LIMITS`` (``NOFILE=256,CORE=0``)
+are resource limits to lower first; ``SITE`` are package folders joined by colons, for an interpreter started with
+``-S``. The host sends one frame ``{"source", "call", "args", "inputs", "env", "cwd"}``; at the end this sends
+``{"result": value}`` or ``{"schema_error": text}`` or neither, and exits: 0, the guest's own ``SystemExit`` code, or 1
+after an exception, whose traceback is on stderr. Standard library only: it runs on whatever Python is inside.
 """
 
 # Imports are few and late: a cold start pays for each.
@@ -35,13 +36,13 @@ class _NotJson(Exception):
     pass
 
 
-def main(kind: str, fd: int, limits: str = "", site: str = "") -> int:
+def main(kind: str, where: str, limits: str = "", site: str = "") -> int:
     """Run the job; returns the exit code."""
     if limits:
         _lower(limits)
     if sys.flags.no_site:
         _stand_in_for_site(site)
-    tools._open(kind, fd)
+    tools._open(kind, where)
     job = tools._receive()
     tools.inputs.update(job.get("inputs", {}))
     os.environ.update(job.get("env", {}))
@@ -197,4 +198,4 @@ def _show(error: BaseException, source: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], int(sys.argv[2]), *sys.argv[3:]))
+    sys.exit(main(*sys.argv[1:]))

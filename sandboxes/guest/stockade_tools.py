@@ -114,9 +114,21 @@ def __getattr__(name: str) -> _Server:
     return _Server(name)
 
 
-def _open(kind: str, fd: int) -> None:
+def _open(kind: str, where: str) -> None:
     global _channel
-    _channel = _SocketChannel(fd) if kind == "socket" else _FdChannel(fd)
+    if kind == "unix":
+        _channel = _FdChannel(_connected(where))
+    else:
+        _channel = _SocketChannel(int(where)) if kind == "socket" else _FdChannel(int(where))
+
+
+def _connected(path: str) -> int:
+    """The descriptor of the host's socket at ``path``; only the first to connect is served."""
+    import _socket
+
+    made = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0)
+    made.connect(path)
+    return made.detach()
 
 
 def _send(frame: dict[str, Any]) -> None:

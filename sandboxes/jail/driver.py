@@ -20,9 +20,9 @@ from sandboxes.driver import Feature, FileInfo, ImageStatus
 from sandboxes.errors import DriverFailed, SandboxClosed, TierUnavailable
 from sandboxes.execution import Command, Event, Exited, ExitReason, Stderr, ToolHandler, no_tools
 from sandboxes.hostfiles import list_outputs, read_output, stream_output, why_it_stays
+from sandboxes.identity import guest_uid
 from sandboxes.jail import box as boxes
 from sandboxes.jail import cgroups, rootfs
-from sandboxes.jail.identity import guest_uid
 from sandboxes.jail.running import Run
 from sandboxes.mounts import unmount_below
 from sandboxes.spec import Limits, SandboxSpec, Strength, Tier

@@ -11,13 +11,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import re
 import shlex
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from sandboxes.errors import DriverFailed
+from sandboxes.command_rules import refuse_unlaunchable
 from sandboxes.execution import Command
 from sandboxes.jail import python, rootfs, seccomp
 from sandboxes.jail.box import Box, open_file
@@ -33,7 +32,6 @@ done
 exec "$@"
 """
 _PROGRAM = "program.sh"
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _ADDRESS_SPACE_FLOOR = 512 * 1024 * 1024
 
 
@@ -166,13 +164,7 @@ def write_program(box: Box, command: Command) -> None:
     The environment is set here, by the guest's own uid, and not by bubblewrap: before ``setpriv`` a variable such as
     LD_PRELOAD would load a guest's file into a process that is still root. Raises ``DriverFailed``.
     """
-    for name in command.env:
-        if not _VARIABLE.fullmatch(name):
-            raise DriverFailed(f"{name!r} is no name for an environment variable; use letters, digits and _")
-    if any("\0" in text for text in (command.source, *command.argv, *command.env.values())):
-        raise DriverFailed("a NUL byte in the command; remove it")
-    if command.language == "argv" and not command.argv:
-        raise DriverFailed("the command's argv is empty; name a program")
+    refuse_unlaunchable(command)
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in command.env.items())
     body = command.source if command.language == "shell" else 'exec "$@"\n'
     if command.language != "python":

@@ -6,26 +6,23 @@ import asyncio
 import contextlib
 import json
 import signal
-import socket
 import time
 
 import anyio
 from anyio import to_thread
-from anyio.abc import TaskGroup
 
-from sandboxes import frames
+from sandboxes.channel import Channel, file_result
 from sandboxes.errors import DriverFailed
-from sandboxes.execution import Command, Event, Exited, ExitReason, Progress, Stderr, Stdout, ToolAnswer, ToolHandler
-from sandboxes.hostfiles import outputs_bytes, read_output, usage
+from sandboxes.execution import Command, Event, Exited, ExitReason, Stderr, Stdout, ToolHandler
+from sandboxes.hostfiles import outputs_bytes, usage
 from sandboxes.jail import launch, processes
 from sandboxes.jail.box import OWN_BYTES, OWN_INODES, Box, reopen
-from sandboxes.jail.outbox import Outbox
-from sandboxes.jail.verdict import Verdict, judge, too_much_left
+from sandboxes.outbox import Outbox
 from sandboxes.spec import Strength
+from sandboxes.verdict import Verdict, judge, too_much_left
 
 WATCH_SECONDS = 0.05
 _DRAIN_SECONDS = 2.0  # after everything is dead, pipes end by themselves
-_CALLS_AT_ONCE = 8
 _CHUNK = 65_536
 _TAIL = 500
 
@@ -34,16 +31,15 @@ class Run:
     """``start`` once, then ``next`` until ``Exited``. ``stop`` may come at any time, and then ``ended`` soon."""
 
     def __init__(self, box: Box, command: Command, tools: ToolHandler) -> None:
-        self._box, self._command, self._tools = box, command, tools
+        self._box, self._command = box, command
         self._outbox = Outbox(box.limits.output_bytes)
+        self._channel = Channel(tools, self._outbox)
         self._cause: ExitReason | None = None
         self._stopping = asyncio.Event()
         self._launched: launch.Launched | None = None
-        self._result: frames.Result | None = None
         self._peak_bytes = 0
         self._stderr_tail = b""
         self._task: asyncio.Task[None] | None = None
-        self._sending = asyncio.Lock()
         self._killed = False  # after bubblewrap's word on the guest's end, so nothing can start any more
 
     def start(self) -> None:
@@ -110,7 +106,8 @@ class Run:
                         drains.start_soon(self._drain, launched.stdout, Stdout)
                         drains.start_soon(self._drain, launched.stderr, Stderr)
                         if self._command.language == "python":
-                            drains.start_soon(self._serve, side)
+                            inputs = {name: f"/inputs/{name}" for name in self._box.inputs}
+                            drains.start_soon(self._channel.serve, launched.channel, self._command, inputs, side)
                         code = await self._exit_code()
                         await to_thread.run_sync(self._kill)
                         self._killed = True
@@ -192,50 +189,6 @@ class Run:
         if self._box.group is not None:
             self._box.group.kill()
 
-    async def _serve(self, side: TaskGroup) -> None:
-        """The frame channel. Whatever breaks the protocol ends the channel, not the host."""
-        channel, loop = self._alive.channel, asyncio.get_running_loop()
-        reader, slots = frames.FrameReader(), asyncio.Semaphore(_CALLS_AT_ONCE)
-        inputs = {name: f"/inputs/{name}" for name in self._box.inputs}
-        side.start_soon(self._send, frames.job_frame(self._command, inputs))
-        large = asyncio.Semaphore(1)
-        try:
-            while data := await loop.sock_recv(channel, _CHUNK):
-                for frame in reader.feed(data):
-                    if isinstance(frame, Progress):
-                        self._outbox.put_progress(frame)
-                    elif isinstance(frame, frames.Result):
-                        self._result = frame
-                    elif isinstance(frame, frames.Large):
-                        await large.acquire()
-                        call = await to_thread.run_sync(frames.parse_call, frame)
-                        side.start_soon(self._answer, call, large)
-                    else:
-                        await slots.acquire()
-                        side.start_soon(self._answer, frame, slots)
-                await asyncio.sleep(0)  # a socket that always has something would never let others run
-        except frames.BadFrame as error:
-            self._result = frames.Result(schema_error=f"the guest broke the channel's protocol: {error}")
-            with contextlib.suppress(OSError):  # not closed: answers may be on their way through it
-                channel.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            return
-
-    async def _answer(self, call: frames.ToolCall, slots: asyncio.Semaphore) -> None:
-        try:
-            answer = await self._tools(call.tool, call.args)
-        except Exception as error:
-            message = f"the tool's handler failed ({type(error).__name__}); see the node's log"
-            answer = ToolAnswer(error={"type": "internal", "message": message})
-        finally:
-            slots.release()
-        await self._send(frames.answer_frame(call.call_id, answer))
-
-    async def _send(self, data: bytes) -> None:
-        async with self._sending:
-            with contextlib.suppress(OSError):
-                await asyncio.get_running_loop().sock_sendall(self._alive.channel, data)
-
     def _judge(self, code: int | None) -> Verdict | None:
         reopen(self._box)
         group = self._box.group
@@ -256,27 +209,21 @@ class Run:
         if verdict is None:
             text = self._stderr_tail.decode(errors="replace").strip()
             raise DriverFailed(f"bubblewrap could not start the guest: {text or 'it was killed'}")
-        result = self._result
+        sent = self._channel.result
         if verdict.reason is not ExitReason.EXITED:
-            result = None
-        elif result is None and verdict.code == 0:
-            result = self._file_result()
-        value, schema_error = result.value() if result is not None else (None, None)
+            sent = None
+        elif sent is None and verdict.code == 0:
+            sent = file_result(self._box.outputs)
+        value, schema_error = sent.value() if sent is not None else (None, None)
         return Exited(
             code=verdict.code,
             reason=verdict.reason,
             signal=verdict.signal,
             message=verdict.message,
             result=value,
-            has_result=result is not None and schema_error is None,
+            has_result=sent is not None and schema_error is None,
             schema_error=schema_error,
             output_truncated=self._outbox.truncated,
             wall_seconds=time.monotonic() - started,
             memory_peak_bytes=self._peak_bytes or None,
         )
-
-    def _file_result(self) -> frames.Result | None:
-        try:
-            return frames.Result(text=read_output(self._box.outputs, "output.json", frames.MAX_RESULT_BYTES + 1))
-        except FileNotFoundError:
-            return None

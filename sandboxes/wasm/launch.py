@@ -27,8 +27,8 @@ from sandboxes.hostfiles import remove_tree
 from sandboxes.jail.cgroups import Group, Hierarchy
 from sandboxes.jail.processes import start_time
 from sandboxes.spec import MIB, Limits
+from sandboxes.tmpfs import bound_tmpfs, detach, mount_tmpfs
 from sandboxes.wasm.filter import filter_program
-from sandboxes.wasm.tmpfs import bound_tmpfs, detach, mount_tmpfs
 
 _CODE_ROOT = Path(sandboxes.__file__).resolve().parent.parent
 _BOOT = "import sys; sys.path.insert(0, {root!r}); from sandboxes.wasm.worker import main; main()"

@@ -26,10 +26,11 @@ secret_app = typer.Typer(help="Secrets: written, never read.", no_args_is_help=T
 tool_app = typer.Typer(help="Tools that steps may call.", no_args_is_help=True, rich_markup_mode=None)
 workflow_app = typer.Typer(help="Published workflows.", no_args_is_help=True, rich_markup_mode=None)
 artifact_app = typer.Typer(help="Files that runs left.", no_args_is_help=True, rich_markup_mode=None)
+image_app = typer.Typer(help="Images for the tier container, here.", no_args_is_help=True, rich_markup_mode=None)
 context_app = typer.Typer(help="Which server this command talks to.", no_args_is_help=True, rich_markup_mode=None)
 for _name, _child in (
     ("node", node_app), ("policy", policy_app), ("secret", secret_app), ("tool", tool_app),
-    ("workflow", workflow_app), ("artifact", artifact_app), ("context", context_app),
+    ("workflow", workflow_app), ("artifact", artifact_app), ("image", image_app), ("context", context_app),
 ):  # fmt: skip
     app.add_typer(_child, name=_name)
 

@@ -44,7 +44,7 @@ def _show(findings: list[Finding], broken: list[Finding]) -> None:
             print(f"  {'':<16} {line}")
         if not one.ok:
             print(f"  FIX {visible(one.fix)}")
-    print("– docker, KVM      not needed by this version")
+    print("– KVM              not needed by this version")
     if broken:
         say(f"Stockade cannot work here before this is fixed: {', '.join(one.name for one in broken)}")
 
@@ -63,11 +63,13 @@ def _tiers() -> list[Finding]:
 
     async def probe() -> list[Finding]:
         with tempfile.TemporaryDirectory(prefix="stockade-doctor-") as scratch:
-            drivers, absent = await anyio.to_thread.run_sync(discover, places.image_cache(None), Path(scratch), 0)
+            drivers, absent = await anyio.to_thread.run_sync(
+                discover, places.image_cache(None), Path(scratch, "sandboxes"), 0
+            )
             try:
                 found = [_absent(tier, why) for tier, why in absent.items()]
                 for driver in drivers.values():
-                    if not any(one.ready for one in driver.images()):
+                    if driver.images() and not any(one.ready for one in driver.images()):
                         say(f"preparing Python for {driver.tier.value}: about ten seconds, once")
                     say(f"trying a guest in {driver.tier.value}")
                     why = await driver.probe()
@@ -78,22 +80,32 @@ def _tiers() -> list[Finding]:
                     await driver.close()
 
     def _present(driver: Driver) -> Finding:
+        # A container's image is also offered by its digest: said once is enough.
         images = ", ".join(
             f"{one.image} {'ready' if one.ready else one.detail or f'{one.fraction:.0%} prepared'}"
             for one in driver.images()
+            if "@" not in one.image
         )
+        if runtime := getattr(driver, "runtime", None):
+            make = "no image yet: stockade image build python --packages python3"
+            return Finding(
+                name=driver.tier.value, ok=True,
+                detail=f"strength {driver.strength.value}, runtime {runtime}; {images or make}",
+            )  # fmt: skip
         return Finding(name=driver.tier.value, ok=True, detail=f"strength {driver.strength.value}; {images}")
 
     def _absent(tier: str, why: str) -> Finding:
-        return Finding(name=str(tier), ok=False, detail=why, fix=_fix(why))
+        return Finding(name=str(tier), ok=False, detail=why, fix=_fix(str(tier), why))
 
     return anyio.run(probe)
 
 
-def _fix(why: str) -> str:
+def _fix(tier: str, why: str) -> str:
     """The next thing to do for a tier that is absent because of ``why``."""
     if "needs the package" in why:
         return install("node")
     if "bwrap is missing" in why:
         return "apt-get install bubblewrap"
+    if tier == "container":
+        return why.rpartition("; ")[2]
     return "see namespaces and cgroups below, and their FIX lines"

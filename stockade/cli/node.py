@@ -7,6 +7,7 @@ import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from stockade.cli import contexts, inputs, places
 from stockade.cli.exits import Exit, Refusal, install
@@ -30,6 +31,7 @@ class Options:
     state_dir: Path | None
     cache_dir: Path | None
     ca_file: Path | None
+    container_runtime: Literal["runc", "runsc"] | None
 
 
 def serve(options: Options) -> int:
@@ -58,6 +60,7 @@ def serve(options: Options) -> int:
             slots=options.slots,
             drain_seconds=options.drain_seconds,
             ca_file=options.ca_file,
+            container_runtime=options.container_runtime,
         )
         run_node(config)
     except ConfigError as error:

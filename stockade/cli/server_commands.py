@@ -1,9 +1,9 @@
-"""Commands about the system: up, doctor, node, policy, secret, tool, workflow, artifact, context."""
+"""Commands about the system: up, doctor, node, policy, secret, tool, workflow, artifact, image, context."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -14,6 +14,7 @@ from stockade.cli.app import (
     connect,
     context_app,
     existing_file,
+    image_app,
     node_app,
     policy_app,
     secret_app,
@@ -23,6 +24,7 @@ from stockade.cli.app import (
 from stockade.cli.output import Format
 
 DataRoots = Annotated[list[str] | None, typer.Option("--data", help="NAME=PATH, exported as data://NAME/")]
+ContainerRuntime = Literal["runc", "runsc"]
 StateDir = Annotated[Path | None, typer.Option("--state-dir", help="default: ~/.local/share/stockade")]
 
 
@@ -72,6 +74,10 @@ def node(
     state_dir: StateDir = None,
     cache_dir: Annotated[Path | None, typer.Option(help="prepared images; default: ~/.cache/stockade/images")] = None,
     ca_file: Annotated[Path | None, typer.Option(help="a private certificate authority")] = None,
+    container_runtime: Annotated[
+        ContainerRuntime | None,
+        typer.Option(envvar="STOCKADE_CONTAINER_RUNTIME", help="default: runsc where the engine has it, else runc"),
+    ] = None,
 ) -> int:
     """Run a node daemon until SIGTERM (drains) or a second signal."""
     if context.invoked_subcommand is not None:
@@ -83,6 +89,7 @@ def node(
             url=url, join=join, join_token_file=join_token_file, name=name, data=tuple(data or ()),
             labels=tuple(label or ()), slots=slots, drain_seconds=drain_seconds, state_dir=state_dir,
             cache_dir=cache_dir, ca_file=ca_file,
+            container_runtime=container_runtime,
         )
     )  # fmt: skip
 
@@ -121,6 +128,47 @@ def node_prepare(
     from stockade.cli import node as node_module
 
     return node_module.prepare(image, cache_dir)
+
+
+@image_app.command("build")
+def image_build(
+    name: str,
+    context: Annotated[Path | None, typer.Argument(metavar="[CONTEXT]", help="a folder with a Dockerfile")] = None,
+    file: Annotated[str, typer.Option("--file", "-f", help="relative to the context")] = "Dockerfile",
+    build_arg: Annotated[list[str] | None, typer.Option(help="NAME=VALUE")] = None,
+    network: Annotated[str | None, typer.Option(help="of the build only, such as none")] = None,
+    packages: Annotated[list[str] | None, typer.Option(help="Debian packages instead, such as python3,git")] = None,
+    suite: Annotated[str | None, typer.Option(help="a Debian release, default bookworm")] = None,
+    mirror: Annotated[str | None, typer.Option(help="of Debian, default debootstrap's own")] = None,
+) -> int:
+    """From a Dockerfile, or from Debian packages where no image registry is reachable."""
+    from stockade.cli import images
+
+    return images.build(name, context, file, build_arg or [], network, packages or [], suite, mirror)
+
+
+@image_app.command("import")
+def image_import(name: str, archive: Annotated[Path, typer.Argument(help="docker save's, or OCI")]) -> int:
+    """From a docker or OCI archive."""
+    from stockade.cli import images
+
+    return images.load(name, archive)
+
+
+@image_app.command("ls")
+def image_ls(output: Output = Format.TABLE) -> None:
+    """Names and digests."""
+    from stockade.cli import images
+
+    images.ls(output)
+
+
+@image_app.command("rm")
+def image_rm(name: str) -> None:
+    """Forget an image."""
+    from stockade.cli import images
+
+    images.rm(name)
 
 
 @policy_app.command("test")

@@ -1,6 +1,8 @@
-"""The public suite over the fake, and the jail and wasm in both strengths: wasm as user without bubblewrap.
+"""The public suite over the fake, the jail and wasm in both strengths (wasm as user without bubblewrap), and containers
+in both, with spares, and on both runtimes.
 
-A tier this host has not is skipped with its probe's reason; if STOCKADE_REQUIRE names it (``wasm,jail``) it fails.
+A tier this host has not is skipped with its probe's reason; if STOCKADE_REQUIRE names it it fails: ``wasm``, ``jail``,
+``container``, and ``runsc`` for containers on gVisor.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -16,10 +19,12 @@ import anyio
 import pytest
 
 from sandboxes.conformance import CHECKS, Check, absent, plays, run_check
+from sandboxes.container.driver import ContainerDriver, ContainerSandbox
+from sandboxes.container.options import Runtime
 from sandboxes.driver import Driver, Feature
 from sandboxes.errors import DriverFailed
 from sandboxes.jail.driver import JailDriver
-from sandboxes.spec import Strength
+from sandboxes.spec import SandboxSpec, Strength
 from sandboxes.testing import FakeDriver, program_key
 from sandboxes.wasm.driver import WasmDriver
 
@@ -38,12 +43,31 @@ def _wasm_user(folder: Path) -> Driver:
         return _wasm(Strength.USER, folder)
 
 
+def _container(folder: Path, runtime: Runtime, strength: Strength) -> Driver:
+    return ContainerDriver(folder, runtime=runtime, strength=strength)
+
+
+class WarmContainerDriver(ContainerDriver):
+    """Has a spare for each sandbox that may have one."""
+
+    @asynccontextmanager
+    async def open(self, spec: SandboxSpec, label: str) -> AsyncIterator[ContainerSandbox]:
+        if not spec.mounts:
+            await self.warm(spec)
+        async with super().open(spec, label) as sandbox:
+            yield sandbox
+
+
 DRIVERS: dict[str, tuple[str, Callable[[Path], Driver]]] = {
     "fake": ("fake", lambda _: FakeDriver(plays())),
     "jail-user": ("jail", lambda folder: JailDriver(folder, Strength.USER)),
     "jail-full": ("jail", lambda folder: JailDriver(folder, Strength.FULL)),
     "wasm-user": ("wasm", _wasm_user),
     "wasm-full": ("wasm", partial(_wasm, Strength.FULL)),
+    "container-runc-user": ("container", lambda folder: _container(folder, "runc", Strength.USER)),
+    "container-runc-full": ("container", lambda folder: _container(folder, "runc", Strength.FULL)),
+    "container-warm-full": ("container", lambda folder: WarmContainerDriver(folder, runtime="runc", pool_size=1)),
+    "container-runsc-full": ("runsc", lambda folder: _container(folder, "runsc", Strength.FULL)),
 }
 
 
@@ -62,7 +86,9 @@ async def _reason(make: Callable[[Path], Driver], folder: Path) -> str | None:
     except DriverFailed as error:  # a strength that cannot be had
         return str(error)
     try:
-        return await made.probe()
+        if reason := await made.probe():
+            return reason
+        return None if made.images() else "the engine has no image yet; run `make image`"
     finally:
         await made.close()
 

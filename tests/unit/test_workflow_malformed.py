@@ -321,7 +321,7 @@ NOT_YET = [
     *((f"/steps/0/{name}", code(**{name: 1})) for name in ("gang", "undo", "stream", "budget", "priority")),
     *((f"/steps/0/code/{name}", {"id": "a", "code": {name: "x"}}) for name in ("javascript", "wasm", "command")),
     *((f"/steps/0/sandbox/{name}", code(sandbox={name: "x"})) for name in ("session", "checkpoint", "network")),
-    *(("/steps/0/sandbox/tier", code(sandbox={"tier": tier})) for tier in ("container", "gvisor", "microvm")),
+    *(("/steps/0/sandbox/tier", code(sandbox={"tier": tier})) for tier in ("gvisor", "microvm")),
     ("/steps/0/wait/event", {"id": "a", "wait": {"event": "x"}}),
     ("/steps/0/near", code(near="model:small")),
     ("/steps/0/set", {"id": "a", "set": "${last.x}"}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sandboxes.execution import ExitReason
-from sandboxes.jail.verdict import judge
+from sandboxes.verdict import judge
 
 
 @pytest.mark.parametrize("code", [0, 1, 3, 127, 128, 193, 255])

@@ -6,7 +6,7 @@ import pytest
 
 from sandboxes.errors import DriverFailed
 from sandboxes.execution import Exited, ExitReason, Progress, Stderr, Stdout
-from sandboxes.jail.outbox import Outbox
+from sandboxes.outbox import Outbox
 
 END = Exited(code=0, reason=ExitReason.EXITED)
 

@@ -20,9 +20,9 @@ def mount_tmpfs(where: Path) -> None:
     _mount(where, _FLAGS, "mode=755")
 
 
-def bound_tmpfs(where: Path, limits: Limits) -> None:
-    """Give it the bounds of a claim. Raises ``OSError``."""
-    _mount(where, _FLAGS | _MS_REMOUNT, f"size={limits.disk_bytes},nr_inodes={limits.inodes + _OWN_INODES}")
+def bound_tmpfs(where: Path, limits: Limits, own_inodes: int = _OWN_INODES) -> None:
+    """Give it the bounds of a claim; ``own_inodes`` are the host's, beside the guest's. Raises ``OSError``."""
+    _mount(where, _FLAGS | _MS_REMOUNT, f"size={limits.disk_bytes},nr_inodes={limits.inodes + own_inodes}")
 
 
 def detach(where: Path) -> None:
