@@ -11,7 +11,7 @@ import re
 import sys
 from pathlib import Path
 
-_CLONE_NEWNS = 0x20000
+_CLONE_NEWNS, _CLONE_FS = 0x20000, 0x200
 _MS_REC, _MS_SLAVE = 1 << 14, 1 << 19
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
 _ESCAPED = re.compile(rb"\\([0-7]{3})")
@@ -26,7 +26,36 @@ def own_mounts() -> bool:
     if sys.platform != "linux" or os.geteuid() != 0 or len(list(Path("/proc/self/task").iterdir())) != 1:
         return False
     libc = ctypes.CDLL(None, use_errno=True)
-    return bool(libc.unshare(_CLONE_NEWNS) == 0 and libc.mount(None, b"/", None, _MS_REC | _MS_SLAVE, None) == 0)
+    before = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    if libc.unshare(_CLONE_NEWNS) != 0:
+        os.close(before)
+        return False
+    _Shared.mounts = before
+    return bool(libc.mount(None, b"/", None, _MS_REC | _MS_SLAVE, None) == 0)
+
+
+class _Shared:
+    """The mounts this process began with, once it has its own."""
+
+    mounts: int | None = None
+
+
+def left_the_hosts() -> bool:
+    """Whether this process has mounts that others do not see."""
+    return _Shared.mounts is not None
+
+
+def rejoin_the_hosts() -> None:
+    """Give the calling thread, for good, the mounts this process began with. Raises ``OSError``.
+
+    For what another process, such as a container engine, must see; nobody takes that away if this process is killed.
+    """
+    if _Shared.mounts is None:
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(_CLONE_FS) != 0 or libc.setns(_Shared.mounts, _CLONE_NEWNS) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"cannot go back to the host's mounts: {os.strerror(number)}")
 
 
 def unmount_below(folder: Path) -> None:

@@ -7,6 +7,7 @@ engine.py     the engine, through the ``docker`` package: blocking calls, one fa
 images.py     names, digests, and what is ready
 box.py        the host's side of one sandbox: bounded files, the guest module, the socket
 streams.py    a container's two output streams, taken apart
+host_threads.py  where the box's files are touched: in the mounts that the engine sees
 launch.py     a container from its request to its first instruction
 running.py    one command: launch, drain, watch, judge, remove
 remains.py    ended containers, deleted while nobody waits

@@ -19,6 +19,7 @@ from anyio import CapacityLimiter, to_thread
 from sandboxes.container import box as boxes
 from sandboxes.container import selftest
 from sandboxes.container.engine import Engine
+from sandboxes.container.host_threads import HostThreads
 from sandboxes.container.images import Images
 from sandboxes.container.launch import Live, Setting
 from sandboxes.container.options import RUNSC_NEEDS, Runtime
@@ -29,7 +30,7 @@ from sandboxes.container.spares import SpareKey, SpareMaker, SpareSandbox
 from sandboxes.driver import Feature, FileInfo, ImageStatus
 from sandboxes.errors import DriverFailed, SandboxClosed, TierUnavailable
 from sandboxes.execution import Command, Event, Exited, ExitReason, Stderr, Stdout, ToolHandler, no_tools
-from sandboxes.hostfiles import list_outputs, read_output, stream_output, why_it_stays
+from sandboxes.hostfiles import PIECE_BYTES, list_outputs, open_output, read_output, why_it_stays
 from sandboxes.identity import guest_uid
 from sandboxes.spec import Limits, SandboxSpec, Strength, Tier
 
@@ -85,17 +86,23 @@ class ContainerSandbox:
     async def outputs(self) -> tuple[FileInfo, ...]:
         """Regular files below /outputs."""
         self._check_open()
-        return await to_thread.run_sync(list_outputs, self._setting.box.outputs)
+        return await self._setting.files.run(list_outputs, self._setting.box.outputs)
 
     async def read_output(self, path: str) -> bytes:
         """Bytes of one of them. ``FileNotFoundError`` otherwise."""
         self._check_open()
-        return await to_thread.run_sync(read_output, self._setting.box.outputs, path)
+        return await self._setting.files.run(read_output, self._setting.box.outputs, path)
 
     def stream_output(self, path: str) -> AsyncIterator[bytes]:
         """The same in pieces."""
         self._check_open()
-        return stream_output(self._setting.box.outputs, path)
+        return self._stream(path)
+
+    async def _stream(self, path: str) -> AsyncIterator[bytes]:
+        file = await self._setting.files.run(open_output, self._setting.box.outputs, path)
+        with file:
+            while piece := await to_thread.run_sync(file.read, PIECE_BYTES):
+                yield piece
 
     async def freeze(self) -> None:
         """Stop the running command's progress; without one there is nothing to stop."""
@@ -164,7 +171,10 @@ class ContainerDriver:
         self._waits = CapacityLimiter(_MOST_WAITS)
         self._live: dict[str, ContainerSandbox] = {}
         self._remains = Remains(self._engine)
-        self._spares = SpareMaker(state_dir, self.strength, self._engine, self._waits, self._remains)
+        self._files = HostThreads()
+        self._spares = SpareMaker(
+            state_dir, self.strength, self._engine, waits=self._waits, remains=self._remains, files=self._files
+        )
         self._pool = Pool[SpareKey, SpareSandbox](pool_size, self._make_spare, self._spares.drop)
 
     @property
@@ -218,7 +228,7 @@ class ContainerDriver:
             return
         with spare.hold:
             try:
-                box = await to_thread.run_sync(boxes.relabel, spare.setting.box, label, spec.limits)
+                box = await self._files.run(boxes.relabel, spare.setting.box, label, spec.limits)
             except DriverFailed:
                 await self._spares.drop(spare)
                 raise
@@ -231,7 +241,7 @@ class ContainerDriver:
         owner = await self._owner()
         with guest_uid(self.strength) as uid:
             make = partial(boxes.create, self._state_dir, spec, label, strength=self.strength, uid=uid)
-            box = await to_thread.run_sync(make)
+            box = await self._files.run(make)
             setting = Setting(
                 engine=self._engine,
                 box=box,
@@ -240,6 +250,7 @@ class ContainerDriver:
                 owner=owner,
                 waits=self._waits,
                 remains=self._remains,
+                files=self._files,
             )
             async with self._opened(setting, None) as sandbox:
                 yield sandbox
@@ -254,7 +265,7 @@ class ContainerDriver:
             with anyio.CancelScope(shield=True):
                 await sandbox.end()
                 self._live.pop(label, None)
-                await to_thread.run_sync(boxes.destroy, setting.box.root)
+                await self._files.run(boxes.destroy, setting.box.root)
 
     async def _make_spare(self, key: SpareKey) -> SpareSandbox:
         return await self._spares.make(key, await self._taken_runtime(), await self._owner())
@@ -263,7 +274,7 @@ class ContainerDriver:
         """This folder's name on containers; from here on the engine is listened to."""
         if self.strength is Strength.FULL and os.geteuid() != 0:
             raise TierUnavailable("strength full needs root; run the node as root or use strength user")
-        owner = await to_thread.run_sync(boxes.owner, self._state_dir)
+        owner = await self._files.run(boxes.owner, self._state_dir)
         self._engine.listen(owner, self._images.refresh)
         return owner
 
@@ -273,7 +284,7 @@ class ContainerDriver:
             if label not in keep:
                 await sandbox.end()
         spares = frozenset(spare.setting.box.id for spare in self._pool.spares())
-        return await to_thread.run_sync(self._reap, frozenset(keep), spares)
+        return await self._files.run(self._reap, frozenset(keep), spares)
 
     async def close(self) -> None:
         """End what is live; the owners of the sandboxes see ``CANCELLED``."""
@@ -282,6 +293,7 @@ class ContainerDriver:
         await self._pool.close()
         await self._remains.close()
         await to_thread.run_sync(self._engine.close)
+        await self._files.close()
 
     def _reap(self, keep: frozenset[str], spares: frozenset[str]) -> tuple[str, ...]:
         known = {root: boxes.names_of(root) for root in self._state_dir.glob("*/")}

@@ -15,6 +15,7 @@ from anyio import CapacityLimiter, to_thread
 from sandboxes.container import options
 from sandboxes.container.box import Box, listen
 from sandboxes.container.engine import Engine
+from sandboxes.container.host_threads import HostThreads
 from sandboxes.container.remains import Remains
 
 
@@ -29,6 +30,7 @@ class Setting:
     owner: str
     waits: CapacityLimiter
     remains: Remains
+    files: HostThreads
 
 
 @dataclass(kw_only=True)
@@ -72,7 +74,7 @@ async def launch(
 ) -> Live:
     """Create, attach, start. ``created`` hears the id before the start. Leaves nothing behind if it fails."""
     engine, box = setting.engine, setting.box
-    listener = await to_thread.run_sync(listen, box) if channel else None
+    listener = await setting.files.run(listen, box) if channel else None
     container, attached = "", None
     try:
         body = options.body(

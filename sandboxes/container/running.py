@@ -108,7 +108,7 @@ class Run:
                 wall_seconds = time.monotonic() - started
                 self._running, self._ended = False, True
                 oom = await self._was_oom(self._live.container, code)
-                return await to_thread.run_sync(self._exited, code, oom, wall_seconds)
+                return await self._setting.files.run(self._exited, code, oom, wall_seconds)
             finally:
                 self._running = False
                 if self._live is not None:
@@ -124,7 +124,7 @@ class Run:
                 await to_thread.run_sync(self._engine.remove, container)
 
     async def _launch(self, created: Callable[[str], None]) -> Live:
-        words = await to_thread.run_sync(self._prepare)
+        words = await self._setting.files.run(self._prepare)
         python = self._command.language == "python"
         # Python's variables travel with its job: some would change the interpreter itself.
         env: Mapping[str, str] = {} if python else self._command.env
@@ -190,7 +190,7 @@ class Run:
             if time.monotonic() >= deadline:
                 self.stop(ExitReason.TIMEOUT)
                 return
-            if watched and await to_thread.run_sync(self._disk_is_over):
+            if watched and await self._setting.files.run(self._disk_is_over):
                 self.stop(ExitReason.DISK)
                 return
 

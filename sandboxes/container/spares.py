@@ -13,6 +13,7 @@ from anyio import CapacityLimiter, to_thread
 
 from sandboxes.container import box as boxes
 from sandboxes.container.engine import Engine
+from sandboxes.container.host_threads import HostThreads
 from sandboxes.container.launch import Live, Setting, launch
 from sandboxes.container.options import Runtime
 from sandboxes.container.remains import Remains
@@ -62,10 +63,17 @@ class SpareMaker:
     """Makes and drops spares of one driver."""
 
     def __init__(
-        self, state_dir: Path, strength: Strength, engine: Engine, waits: CapacityLimiter, remains: Remains
+        self,
+        state_dir: Path,
+        strength: Strength,
+        engine: Engine,
+        *,
+        waits: CapacityLimiter,
+        remains: Remains,
+        files: HostThreads,
     ) -> None:
         self._state_dir, self._strength, self._engine = state_dir, strength, engine
-        self._waits, self._remains = waits, remains
+        self._waits, self._remains, self._files = waits, remains, files
 
     async def make(self, key: SpareKey, runtime: Runtime, owner: str) -> SpareSandbox:
         """A spare that waits. Raises ``DriverFailed``."""
@@ -73,7 +81,7 @@ class SpareMaker:
         label = f"spare-{os.getpid()}-{os.urandom(8).hex()}"
         with contextlib.ExitStack() as stack:
             uid = stack.enter_context(guest_uid(self._strength))
-            box = await to_thread.run_sync(
+            box = await self._files.run(
                 lambda: boxes.create(self._state_dir, spec, label, strength=self._strength, uid=uid)
             )
             live: Live | None = None
@@ -85,9 +93,10 @@ class SpareMaker:
                 owner=owner,
                 waits=self._waits,
                 remains=self._remains,
+                files=self._files,
             )
             try:
-                words = await to_thread.run_sync(boxes.write_program, box, Command(language="python"))
+                words = await self._files.run(boxes.write_program, box, Command(language="python"))
                 live = await launch(setting, words, env={}, stdin=True, channel=True, created=lambda _: None)
                 with anyio.move_on_after(_CONNECT_SECONDS):
                     await live.connected()
@@ -109,4 +118,4 @@ class SpareMaker:
             live.close()
             with contextlib.suppress(DriverFailed):  # an engine that is gone; what it left is reaped
                 await to_thread.run_sync(self._engine.remove, live.container)
-        await to_thread.run_sync(boxes.destroy, root)
+        await self._files.run(boxes.destroy, root)
