@@ -218,9 +218,9 @@ class Engine:
             self.client().tag(image, repository, tag)
 
     def untag(self, name: str) -> None:
-        """Take a name; the image goes with its last one. Idempotent."""
+        """Take a name; the image goes with its last one, once no container runs it. Idempotent."""
         with _translated("remove an image"), contextlib.suppress(ImageNotFound):
-            self.client().remove_image(name)
+            self.client().remove_image(name, force=True)
 
     def images(self, repositories: str) -> list[Mapping[str, Any]]:
         """The images whose repository matches a pattern."""

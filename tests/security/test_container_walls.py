@@ -201,7 +201,7 @@ async def test_what_a_killed_node_leaves_is_reaped(
 ) -> None:
     crash(state_dir, frozen)
     owner = await anyio.Path(state_dir / "owner").read_text()
-    assert [label for _, label, _ in engine.owned(owner)] == ["crashed"]
+    assert [paused for _, _, paused in engine.owned(owner)] == [frozen]
     with pytest.raises(DriverFailed, match="exists already"):
         async with driver.open(SPEC, "crashed"):
             pass
@@ -297,8 +297,9 @@ async def test_an_image_comes_and_goes_while_a_driver_looks_on(
     await offered(True)
     with pytest.raises(TierUnavailable, match="cannot run Python"):
         await python(driver, "1", SandboxSpec(tier=Tier.CONTAINER, image=name))
-    building.remove(engine, name)
-    await offered(False)
+    async with driver.open(SandboxSpec(tier=Tier.CONTAINER, image=name), "late"):
+        building.remove(engine, name)
+        await offered(False)
 
 
 def test_a_saved_archive_comes_back_with_the_same_digest(
