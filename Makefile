@@ -7,6 +7,11 @@ RUN := .venv/bin
 export UV_PYTHON_DOWNLOADS := never
 export UV_PYTHON := $(PYTHON)
 export UV_PROJECT_ENVIRONMENT := $(CURDIR)/.venv
+# Components are outside the checkout, so that `make clean` keeps them and checkouts share them.
+ifndef STOCKADE_COMPONENTS
+STOCKADE_COMPONENTS := $(or $(XDG_DATA_HOME),$(HOME)/.local/share)/stockade/components
+endif
+export STOCKADE_COMPONENTS
 # Prepared images are kept where `stockade up` of this user looks for them. An unset or unwritable HOME must not matter:
 # then caches go below the checkout, unless they were given.
 CACHE := $(shell test -n "$$HOME" && mkdir -p "$$HOME/.cache" 2>/dev/null && test -w "$$HOME/.cache" \
@@ -16,7 +21,10 @@ export XDG_DATA_HOME ?= $(CURDIR)/.stockade/data
 export XDG_CONFIG_HOME ?= $(CURDIR)/.stockade/config
 SETUP := .stockade/demo/setup
 
+COMPONENTS := docker runsc opa llamacpp sglang
+
 .PHONY: image demo test test-long check bench clean sync sync-science
+.PHONY: components components-status components-stop $(COMPONENTS:%=components-%)
 
 $(UV):
 	@mkdir -p $(SETUP)
@@ -57,6 +65,20 @@ test-long: check
 
 bench: sync-science
 	for area in engine sandboxes placement policy; do $(RUN)/python -m benchmarks $$area --json || exit 1; done
+
+# The real programs: Docker Engine, gVisor, OPA, llama.cpp, SGLang. `make demo` needs none of them; tests skip what is
+# not there.
+components:
+	@$(PYTHON) deploy/components install $(COMPONENTS)
+
+$(COMPONENTS:%=components-%): components-%:
+	@$(PYTHON) deploy/components install $*
+
+components-status:
+	@$(PYTHON) deploy/components status
+
+components-stop:
+	@$(PYTHON) deploy/components stop
 
 clean:
 	rm -rf .venv .uv .stockade .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from controlplane import account_endpoints, status_endpoints
 from controlplane.artifacts import endpoints as artifact_endpoints
 from controlplane.authorization import endpoints as decision_endpoints
+from controlplane.authorization.opa import endpoints as opa_endpoints
 from controlplane.body_limit import BodyLimit
 from controlplane.config import Settings
 from controlplane.nodes import endpoints as node_endpoints
@@ -50,7 +51,7 @@ def create_app(settings: Settings, services_factory: ServicesFactory = build_ser
         status_endpoints.router,
     ):
         app.include_router(router)
-    app.router.routes.extend(wire.routes())
+    app.router.routes.extend([*wire.routes(), *opa_endpoints.routes()])
     install_problem_handlers(app)
     describe(app)
     larger = {

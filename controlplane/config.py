@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from controlplane import private_hosts
+from controlplane.authorization.opa.address import OpaAddress, read_token
 
 MIB = 1024 * 1024
 
@@ -42,6 +43,12 @@ class Settings(BaseSettings):
     policy_dir: Path | None = None
     """Rules and data of your own, beside the ones in the package."""
     policy_deadline_seconds: float = Field(default=0.2, gt=0)
+    policy_engine: Literal["embedded", "opa"] = "embedded"
+    """What evaluates the rules: worker processes of our own, or the OPA server at ``opa_url``."""
+    opa_url: str = ""
+    """``unix:///path``, ``https://host:port``, or ``http://`` on loopback."""
+    opa_token_file: Path | None = None
+    """The secret shared with that OPA: it is asked with it, and fetches the bundle with it."""
 
     private_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_hosts)] = ()
     """``host:port,host:port`` of private addresses that HTTP tools may reach (policy still decides); default none."""
@@ -60,6 +67,26 @@ class Settings(BaseSettings):
     sse_heartbeat_seconds: float = Field(default=15.0, gt=0)
     idempotency_seconds: float = Field(default=86_400.0, gt=0)
     """How long the answer to an ``Idempotency-Key`` is kept."""
+
+    @model_validator(mode="after")
+    def _names_an_opa(self) -> Self:
+        if self.policy_engine == "opa":
+            OpaAddress.parse(self.opa_url)
+            if self.opa_token_file is None:
+                raise ValueError("the policy engine opa needs STOCKADE_OPA_TOKEN_FILE: openssl rand -hex 32 > FILE")
+        return self
+
+    @property
+    def opa_address(self) -> OpaAddress:
+        """Raises: ValueError, only if no OPA decides."""
+        return OpaAddress.parse(self.opa_url)
+
+    @property
+    def opa_token(self) -> str:
+        """Read from its file. Raises: OSError, ValueError."""
+        if self.opa_token_file is None:
+            raise ValueError("there is no STOCKADE_OPA_TOKEN_FILE")
+        return read_token(self.opa_token_file)
 
     @property
     def root(self) -> Path:

@@ -15,9 +15,10 @@ import msgspec
 import structlog
 from sqlmodel import select
 
-from controlplane.authorization.bundle import load_bundle
+from controlplane.authorization.bundle import Bundle, load_bundle
 from controlplane.authorization.embedded import EmbeddedEngine
 from controlplane.authorization.enforcement import Enforcer
+from controlplane.authorization.engine import PolicyEngine
 from controlplane.authorization.values import PolicyUnavailable
 from controlplane.config import Settings
 from controlplane.nodes.inventory import Inventory, Node, Reservation
@@ -49,7 +50,7 @@ class Engine:
     settings: Settings
     store: Store
     journal: Journal
-    policy: EmbeddedEngine
+    policy: PolicyEngine
     inventory: Inventory
     controller: Controller
     dispatcher: Dispatcher
@@ -58,6 +59,8 @@ class Engine:
     reloading: dict[str, float]
     """Runs to take from the database again -> when, by the monotonic clock."""
     tries: dict[str, int]
+    opa_bundle: bytes
+    """What an OPA server fetches; empty when none decides."""
 
     async def recover(self) -> None:
         """Nodes, then every open run."""
@@ -194,11 +197,12 @@ async def engine(
 ) -> AsyncIterator[Engine]:
     """Start everything that makes runs advance."""
     overlays = [settings.policy_dir.expanduser()] if settings.policy_dir is not None else []
-    policy = EmbeddedEngine(load_bundle(overlays), deadline_seconds=settings.policy_deadline_seconds)
+    policy, packed = await asyncio.to_thread(_policy_engine, settings, load_bundle(overlays))
     try:
         await policy.start()
     except PolicyUnavailable as problem:
-        log.error("policy engine not ready", error=str(problem))
+        # An OPA server fetches its bundle from us, so it cannot be ready before we are.
+        log.warning("policy engine not ready; it goes on trying", engine=policy.name, why=str(problem))
     inventory, hub = Inventory(), Hub()
     enforcer = Enforcer(policy, {})
     controller = Controller(journal, inventory, hub)
@@ -215,6 +219,7 @@ async def engine(
         service=RunService(controller, enforcer, tools, inventory, hub, broker),
         reloading={},
         tries={},
+        opa_bundle=packed,
     )
     controller.reload = parts.reload
     try:
@@ -233,3 +238,15 @@ async def engine(
                 task.cancel()
     finally:
         await policy.close()
+
+
+def _policy_engine(settings: Settings, bundle: Bundle) -> tuple[PolicyEngine, bytes]:
+    """The engine that was chosen, and what an OPA server fetches."""
+    deadline = settings.policy_deadline_seconds
+    if settings.policy_engine == "embedded":
+        return EmbeddedEngine(bundle, deadline_seconds=deadline), b""
+    # Its libraries are needed by whoever chose it only.
+    from controlplane.authorization.opa.archive import archive
+    from controlplane.authorization.opa.engine import OpaEngine
+
+    return OpaEngine(bundle, settings.opa_address, settings.opa_token, deadline), archive(bundle)

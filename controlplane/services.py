@@ -81,7 +81,7 @@ async def build_services(settings: Settings) -> AsyncIterator[Services]:
         services.run_commands = running.service
         services.inventory = running.inventory
         services.policy_status = lambda: PolicyStatus(
-            revision=running.policy.revision, engine="regorus", healthy=bool(running.policy.pids)
+            revision=running.policy.revision, engine=running.policy.name, healthy=running.policy.is_ready
         )
         yield services
 

@@ -14,6 +14,7 @@ reasons.py       what rules put into deny, where their text shows it
 places.py, scope.py, shapes.py  paths in rules, what their names stand for, what schemas allow there: for these three
 syntax.py        walks regorus' syntax tree, for all of these
 embedded.py      the engine for one machine: regorus in worker processes
+opa/             the engine for production: an OPA server
 batch.py         the questions of one call on their way
 worker_process.py, worker.py   these processes, seen from outside and from inside
 channel.py       frames over the sockets between them

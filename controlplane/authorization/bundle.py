@@ -23,7 +23,7 @@ from controlplane.authorization.syntax import Node, nodes, package_of, parse, ru
 from controlplane.authorization.values import EntryPoint
 
 SHIPPED = Path(policies.__file__).parent
-_SHIPPED_ROOTS = ("runtime", "lib", "tenant", "tenants")
+ROOTS = ("runtime", "lib", "tenant", "tenants")
 _TENANT_ROOTS = ("tenants", "lib")
 _TENANT_PACKAGES = frozenset(entry.value.replace("runtime.", "tenant.") for entry in EntryPoint)
 _LONGEST_FILE_BYTES = 256 * 1024
@@ -95,7 +95,7 @@ def bundle_of(
             found.append(str(problem))
             continue
         is_platform = platform is None or path in platform
-        roots = _SHIPPED_ROOTS if is_platform else _TENANT_ROOTS
+        roots = ROOTS if is_platform else _TENANT_ROOTS
         if not is_platform and package_of(tree).removesuffix("_test") not in _TENANT_PACKAGES:
             found.append(
                 f"{path}:1: package {package_of(tree)} is not yours; use {', '.join(sorted(_TENANT_PACKAGES))}."

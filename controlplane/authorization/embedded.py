@@ -90,6 +90,16 @@ class EmbeddedEngine:
         return self._bundle.revision
 
     @property
+    def name(self) -> str:
+        """Always ``regorus``."""
+        return "regorus"
+
+    @property
+    def is_ready(self) -> bool:
+        """At least one worker has started."""
+        return bool(self.pids)
+
+    @property
     def pids(self) -> list[int]:
         """Process ids of the workers that have started, those that answer first."""
         return [worker.pid for worker in self._workers() if worker.pid]

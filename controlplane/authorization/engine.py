@@ -19,6 +19,14 @@ class PolicyEngine(Protocol):
     def revision(self) -> str:
         """Which bundle decides; it is in every decision."""
 
+    @property
+    def name(self) -> str:
+        """What evaluates, as ``/v1/status`` shows it."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a question asked now would most likely be answered."""
+
     async def start(self) -> None:
         """Get ready. Raises: PolicyUnavailable if the engine cannot evaluate now; it goes on trying."""
 

@@ -43,6 +43,16 @@ class StaticEngine:
         """Always the same."""
         return REVISION
 
+    @property
+    def name(self) -> str:
+        """Always ``static``."""
+        return "static"
+
+    @property
+    def is_ready(self) -> bool:
+        """It was started and is not down."""
+        return self._is_open and not self.is_down
+
     async def start(self) -> None:
         """Get ready. Raises: PolicyUnavailable while it is down."""
         self._is_open = True

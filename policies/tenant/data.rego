@@ -5,4 +5,4 @@ package tenant.data
 
 import rego.v1
 
-deny contains reason if some reason in []
+deny contains reason if some reason in object.keys({})

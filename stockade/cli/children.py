@@ -29,14 +29,17 @@ _PR_SET_PDEATHSIG = 1
 class Child:
     """One supervised process; started again after a pause that doubles while it keeps dying.
 
-    What it says goes to ``log``. ``settings`` are put over this process's environment.
+    What it says goes to ``log``. ``settings`` are put over this process's environment, or with ``bare`` are all of it.
     """
 
-    def __init__(self, name: str, command: Sequence[str], log: Path, settings: Mapping[str, str]) -> None:
+    def __init__(
+        self, name: str, command: Sequence[str], log: Path, settings: Mapping[str, str], *, bare: bool = False
+    ) -> None:
         self.name = name
         self.log = log
         self._command = list(command)
         self._settings = dict(settings)
+        self._bare = bare
         self._said_from = 0
         self._backoff = FIRST_BACKOFF_SECONDS
         self._again_at = 0.0
@@ -108,7 +111,7 @@ class Child:
             self.process.wait()
 
     def _start(self) -> None:
-        environment = {key: value for key, value in os.environ.items() if key != "STOCKADE_API_KEY"}
+        environment = {key: value for key, value in os.environ.items() if key != "STOCKADE_API_KEY" and not self._bare}
         with self.log.open("ab") as stream:
             self._said_from = stream.seek(0, os.SEEK_END)
             # A session of its own: Ctrl-C reaches this process only, which then ends the children in order.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stockade import __version__
-from stockade.cli import places
+from stockade.cli import opa_child, places
 from stockade.cli.output import size
 
 MIN_DISK_BYTES = 2 * 1024**3
@@ -97,6 +97,20 @@ def cgroups() -> Finding:
         name="cgroups", ok=writable, detail=f"{kind}, {'writable' if writable else 'not ours: strength user'}",
         fix="run the node as root for strength full; strength user works without",
     )  # fmt: skip
+
+
+def opa() -> Finding:
+    """An OPA server that could be started, by asking it; the embedded engine needs none."""
+    program = places.component("opa")
+    version = opa_child.version(program) if program else ""
+    if program is None:
+        detail = "no opa program: only the embedded policy engine"
+    else:
+        detail = f"{version} at {program}" if version else f"{program} does not run"
+    is_new = version.partition(".")[0].isdigit() and int(version.partition(".")[0]) >= 1
+    if version and not is_new:
+        detail += ", and rules need 1.0 or newer"
+    return Finding(name="opa", ok=is_new, detail=detail, fix="make components-opa, or put an opa 1.x on PATH")
 
 
 def disk(state_dir: Path | None) -> Finding:

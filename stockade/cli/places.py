@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 
@@ -14,6 +15,14 @@ def state_dir(given: Path | None) -> Path:
 def image_cache(given: Path | None) -> Path:
     """Prepared images, shared by every node of this user; safe to delete."""
     return (given or _base("XDG_CACHE_HOME", ".cache") / "stockade" / "images").absolute()
+
+
+def component(name: str) -> Path | None:
+    """A program that ``make components`` installed, or else one on PATH."""
+    given = os.environ.get("STOCKADE_COMPONENTS")
+    installed = Path(given) if given else _base("XDG_DATA_HOME", ".local/share") / "stockade" / "components"
+    found = shutil.which(name, path=installed / "bin") or shutil.which(name)
+    return Path(found).absolute() if found else None
 
 
 def _base(variable: str, below_home: str) -> Path:

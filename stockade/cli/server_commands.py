@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -28,6 +29,13 @@ ContainerRuntime = Literal["runc", "runsc"]
 StateDir = Annotated[Path | None, typer.Option("--state-dir", help="default: ~/.local/share/stockade")]
 
 
+class PolicyEngineName(StrEnum):
+    """What evaluates the rules."""
+
+    EMBEDDED = "embedded"
+    OPA = "opa"
+
+
 @app.command("up")
 def up(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 7373,
@@ -40,6 +48,9 @@ def up(
         typer.Option("--private-host", help="HOST:PORT that HTTP tools may reach though it is private or loopback"),
     ] = None,
     keep_context: Annotated[bool, typer.Option("--context/--no-context", help="write the context file")] = True,
+    policy_engine: Annotated[PolicyEngineName, typer.Option(help="opa: an OPA server")] = PolicyEngineName.EMBEDDED,
+    opa_url: Annotated[str | None, typer.Option(help="an OPA that runs already; else one is started")] = None,
+    opa_token_file: Annotated[Path | None, typer.Option(help="the secret shared with it")] = None,
 ) -> None:
     """One machine: control plane, SQLite and a node, on loopback, until Ctrl-C."""
     from stockade.cli import up as starting
@@ -47,7 +58,8 @@ def up(
     starting.become(
         starting.plan(
             port=port, state_dir=state_dir, data=data or [], policy=policy, private_hosts=private_host or [],
-            node=node, keep_context=keep_context,
+            node=node, keep_context=keep_context, policy_engine=policy_engine, opa_url=opa_url,
+            opa_token_file=opa_token_file,
         )
     )  # fmt: skip
 

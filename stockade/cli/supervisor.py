@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from controlplane.state_lock import AlreadyRunning, hold_state
-from stockade.cli import contexts
+from stockade.cli import contexts, opa_child
 from stockade.cli.children import Child
 from stockade.cli.exits import Exit, Refusal, show
 from stockade.cli.output import say
@@ -46,6 +46,10 @@ class Plan:
     """As STOCKADE_PRIVATE_HOSTS takes them; empty leaves the variable as it is."""
     node: bool
     keep_context: bool
+    opa: str | None = None
+    """The OPA program to start; None: the embedded engine, or an OPA elsewhere."""
+    opa_url: str | None = None
+    opa_token_file: str | None = None
 
     @property
     def url(self) -> str:
@@ -94,8 +98,9 @@ def _supervise(plan: Plan) -> int:
     try:
         control = Child("control plane", _control_command(), plan.folder / "control.log", _control_settings(plan))
         children.append(control)
-        control.tend()
-        _await_ready(plan, control)
+        if plan.opa is not None:
+            children.append(_opa(plan, plan.opa))
+        _await_ready(plan, children)
         key = (plan.folder / "control" / "admin.key").read_text().strip()
         if plan.keep_context:
             contexts.write(contexts.context_file(), plan.url, key)
@@ -155,7 +160,20 @@ def _control_settings(plan: Plan) -> dict[str, str]:
         settings["STOCKADE_POLICY_DIR"] = plan.policy
     if plan.private_hosts:
         settings["STOCKADE_PRIVATE_HOSTS"] = plan.private_hosts
-    return settings
+    if plan.opa is not None:
+        url, token = f"unix://{opa_child.socket(plan.folder)}", str(plan.folder / "opa.token")
+    elif plan.opa_url is not None:
+        url, token = plan.opa_url, plan.opa_token_file or ""
+    else:
+        return settings
+    return {**settings, "STOCKADE_POLICY_ENGINE": "opa", "STOCKADE_OPA_URL": url, "STOCKADE_OPA_TOKEN_FILE": token}
+
+
+def _opa(plan: Plan, program: str) -> Child:
+    token = opa_child.ensure_token(plan.folder / "opa.token")
+    command = opa_child.command(Path(program), opa_child.socket(plan.folder))
+    settings = opa_child.environment(plan.url, token)
+    return Child("policy engine", command, plan.folder / "opa.log", settings, bare=True)
 
 
 def _node_command(plan: Plan) -> list[str]:
@@ -167,17 +185,24 @@ def _node_command(plan: Plan) -> list[str]:
     return command
 
 
-def _await_ready(plan: Plan, control: Child) -> None:
+def _await_ready(plan: Plan, children: list[Child]) -> None:
+    """Start the first, the control plane; when it answers the others, which ask it; wait until all it needs works."""
+    control, *others = children
+    control.tend()
     deadline = time.monotonic() + READY_SECONDS
     where = str(control.log)
     while time.monotonic() < deadline:
-        if control.ended():
-            control.check_alone()
-            why = control.reason()
-            raise Refusal(Exit.FAILED, "the control plane did not start", where=where, why=why, fix=f"tail {where}")
+        for child in children:
+            if child.ended():
+                child.check_alone()
+                said, why = f"the {child.name} did not start", child.reason()
+                raise Refusal(Exit.FAILED, said, where=str(child.log), why=why, fix=f"tail {child.log}")
         with contextlib.suppress(OSError, http.client.HTTPException):
             if _ask(plan, "GET", "/readyz")[0] == 200:
                 return
+            for child in others:
+                if child.process is None:
+                    child.tend()
         time.sleep(POLL_SECONDS)
     raise Refusal(Exit.TIMEOUT, "the control plane is not ready", where=where, fix=f"tail {where}")
 
@@ -257,6 +282,7 @@ def _banner(plan: Plan, joined: bool) -> None:
         ("health", f"{plan.url}/readyz"),
         ("node", node if plan.node else "none (--no-node)"),
         ("data", roots if plan.node else "no node"),
+        ("policy engine", f"OPA, {plan.opa or plan.opa_url}" if plan.opa or plan.opa_url else "embedded"),
         ("admin key", str(plan.folder / "control" / "admin.key")),
         ("context", context),
         ("logs", f"{plan.folder}/*.log"),

@@ -17,16 +17,16 @@ from typing import NoReturn
 
 from controlplane.private_hosts import parse
 from controlplane.state_lock import AlreadyRunning, hold_state
-from stockade.cli import inputs, places, policies
+from stockade.cli import inputs, opa_child, places, policies
 from stockade.cli.exits import Exit, Refusal
 from stockade.cli.supervisor import Plan, already_up
 
 
 def plan(
     *, port: int, state_dir: Path | None, data: list[str], policy: Path | None, private_hosts: list[str], node: bool,
-    keep_context: bool,
+    keep_context: bool, policy_engine: str = "embedded", opa_url: str | None = None, opa_token_file: Path | None = None,
 ) -> Plan:  # fmt: skip
-    """Checked before anything starts: the roots exist, nobody has the state folder, the port is free."""
+    """Checked before anything starts: roots and OPA exist, nobody has the state folder, the port is free."""
     roots = inputs.pairs(data, "path")
     for name, path in roots.items():
         if not Path(path).is_dir():
@@ -41,6 +41,7 @@ def plan(
     except ValueError as error:
         raise Refusal(Exit.USAGE, "no address of a private host", where="--private-host", why=str(error)) from None
     folder = places.state_dir(state_dir)
+    opa = _opa(folder, policy_engine, opa_url, opa_token_file)
     try:
         with hold_state(folder, "", patience_seconds=0):
             pass  # before the port: the one that has the folder likely has the port as well
@@ -58,6 +59,9 @@ def plan(
         private_hosts=hosts,
         node=node,
         keep_context=keep_context,
+        opa=opa,
+        opa_url=opa_url,
+        opa_token_file=None if opa_token_file is None else str(opa_token_file.absolute()),
     )
 
 
@@ -67,6 +71,23 @@ def become(planned: Plan) -> NoReturn:
         stream.flush()
     command = planned.command()
     os.execv(command[0], command)  # noqa: S606 - our own interpreter
+
+
+def _opa(folder: Path, policy_engine: str, url: str | None, token_file: Path | None) -> str | None:
+    """The program to start, if one is to be started."""
+    if policy_engine != "opa":
+        if url is not None or token_file is not None:
+            raise Refusal(Exit.USAGE, "an OPA is named and not used", fix="add --policy-engine opa")
+        return None
+    if url is None:
+        if token_file is not None:
+            raise Refusal(Exit.USAGE, "a token without an OPA", where="--opa-token-file", fix="add --opa-url URL")
+        opa_child.socket(folder)
+        return str(opa_child.program())
+    if token_file is None or not token_file.is_file():
+        fix = "openssl rand -hex 32 > FILE, the same that OPA has as STOCKADE_OPA_TOKEN"
+        raise Refusal(Exit.USAGE, "an OPA elsewhere needs a token", where="--opa-token-file FILE", fix=fix)
+    return None
 
 
 def _free(port: int) -> int:

@@ -1,4 +1,4 @@
-"""What every policy engine does: each check runs on the embedded engine and on its double.
+"""What every policy engine does: each check runs on the embedded engine, on an OPA server, and on their double.
 
 A check is played by a pair: rules in Rego for a real engine, and a function that answers likewise for the double.
 The behaviour is chosen by the name of the step, so that good and bad questions meet in one engine.
@@ -7,7 +7,7 @@ The behaviour is chosen by the name of the step, so that good and bad questions 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ from controlplane.authorization.enforcement import Enforcer
 from controlplane.authorization.engine import PolicyEngine
 from controlplane.authorization.testing import Never, StaticEngine, question
 from controlplane.authorization.values import Decision, EntryPoint, PolicyUnavailable
+from tests.opa_server import OpaServer, opa_server, ready
 
 pytestmark = pytest.mark.anyio
 
@@ -39,6 +40,12 @@ decision := {"allow": true, "obligations": [{"kind": "ttl", "seconds": 5}]} if i
 decision := {"allow": true, "obligations": [{"kind": "dance"}]} if input.step == "dance"
 decision := {"allow": true, "obligations": [{"kind": "require_approval"}]} if input.step == "approval"
 decision := {"allow": false, "obligations": [{"kind": "ttl"}]} if input.step == "denied-ttl"
+decision := {"allow": true} if input.step == "conflict"
+decision := {"allow": false} if input.step == "conflict"
+decision := {"allow": true} if {
+	input.step == "builtin"
+	not to_number(input.run) == 1
+}
 decision := {"allow": true} if {
 	input.step == "runaway"
 	some a in numbers.range(1, 900)
@@ -65,6 +72,8 @@ ANSWERS: dict[str, Any] = {
     "denied-ttl": {"allow": False, "obligations": [{"kind": "ttl"}]},
     "runaway": Never(),
 }
+# The rule failed: no value at all, and the double cannot fail so.
+FAILING = ("conflict", "builtin")
 MALFORMED = ("text", "number", "missing", "extra", "list", "null", "reason", "kindless")
 
 
@@ -77,15 +86,26 @@ def _static() -> PolicyEngine:
     return StaticEngine(answer)
 
 
-def _embedded() -> PolicyEngine:
-    return EmbeddedEngine(bundle_of({"tool.rego": RULES, "egress.rego": UNDEFINED}, {}))
+BUNDLE = bundle_of({"runtime/tool.rego": RULES, "runtime/egress.rego": UNDEFINED}, {})
 
 
-@pytest.fixture(params=[_static, _embedded], ids=["static", "embedded"])
+@pytest.fixture(scope="module")
+def opa() -> Iterator[OpaServer]:
+    """One server for all checks; each has an engine of its own."""
+    with opa_server(BUNDLE) as server:
+        yield server
+
+
+@pytest.fixture(params=["static", "embedded", "opa"])
 async def engine(request: pytest.FixtureRequest) -> AsyncIterator[PolicyEngine]:
-    make: Callable[[], PolicyEngine] = request.param
-    one = make()
-    await one.start()
+    one: PolicyEngine
+    if request.param == "opa":
+        server: OpaServer = request.getfixturevalue("opa")
+        one = server.engine()
+        await ready(one)
+    else:
+        one = _static() if request.param == "static" else EmbeddedEngine(BUNDLE)
+        await one.start()
     yield one
     await one.close()
 
@@ -128,6 +148,21 @@ async def test_an_entry_point_without_rules_denies(enforcer: Enforcer) -> None:
 async def test_what_is_not_exactly_a_decision_denies(enforcer: Enforcer, step: str) -> None:
     decision = await enforcer.ask(question(step=step))
     assert (decision.allow, decision.failure, decision.obligations) == (False, "malformed_answer", ())
+
+
+@pytest.mark.parametrize("step", FAILING)
+@pytest.mark.parametrize("engine", ["embedded", "opa"], indirect=True)
+async def test_a_rule_that_fails_denies_and_names_the_place(enforcer: Enforcer, step: str) -> None:
+    decision = await enforcer.ask(question(step=step))
+    assert (decision.allow, decision.failure) == (False, "malformed_answer")
+    assert "runtime/tool.rego:" in decision.reasons[0].message
+
+
+async def test_an_engine_that_answers_is_ready(engine: PolicyEngine) -> None:
+    assert engine.is_ready
+    assert engine.name
+    await engine.close()
+    assert not engine.is_ready
 
 
 async def test_an_implemented_obligation_rides_on_the_allow(enforcer: Enforcer) -> None:
