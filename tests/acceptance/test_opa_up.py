@@ -124,6 +124,11 @@ def test_code_runs_and_every_decision_is_opas(tmp_path: Path, image_cache: Path)
         assert httpx2.get(bundle, headers={"Authorization": "Bearer " + "0" * 64}).status_code == 401
         token = {"Authorization": f"Bearer {kept['STOCKADE_OPA_TOKEN']}"}
         assert httpx2.get(bundle, headers=token).status_code == 200
+
+
+def test_kill_9_of_up_ends_opa(tmp_path: Path, image_cache: Path) -> None:
+    with with_opa(tmp_path, image_cache, "--no-node") as up:
+        (server,) = servers(up)
         up.kill()
         wait_for(lambda: not server.is_running() or server.status() == psutil.STATUS_ZOMBIE, "OPA ending with up", 5)
 
