@@ -1,0 +1,1 @@
+"""Models: where they are served, and calls to them."""
