@@ -1,7 +1,7 @@
 """What the parts of inference say to each other: replicas that serve, calls, answers. Values only.
 
-    deployments ──Replica──▶ gateway ◀──ModelCall── verbs `llm` and `agent`, the OpenAI routes
-                                └──ModelAnswer──▶
+deployments ──Replica──▶ gateway ◀──ModelCall── verbs `llm` and `agent`, the OpenAI routes
+                            └──ModelAnswer──▶
 """
 
 from __future__ import annotations
