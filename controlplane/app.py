@@ -14,6 +14,7 @@ from controlplane.authorization import endpoints as decision_endpoints
 from controlplane.authorization.opa import endpoints as opa_endpoints
 from controlplane.body_limit import BodyLimit
 from controlplane.config import Settings
+from controlplane.inference import deployment_endpoints
 from controlplane.nodes import endpoints as node_endpoints
 from controlplane.nodes import wire
 from controlplane.openapi import describe
@@ -46,6 +47,7 @@ def create_app(settings: Settings, services_factory: ServicesFactory = build_ser
         decision_endpoints.router,
         secret_endpoints.router,
         tool_endpoints.router,
+        deployment_endpoints.router,
         workflow_endpoints.router,
         account_endpoints.router,
         status_endpoints.router,

@@ -22,6 +22,7 @@ Runner = Annotated[Principal, Depends(require("run"))]
 Approver = Annotated[Principal, Depends(require("approve"))]
 SecretWriter = Annotated[Principal, Depends(require("secret"))]
 ToolWriter = Annotated[Principal, Depends(require("tool"))]
+ModelWriter = Annotated[Principal, Depends(require("model"))]
 Admin = Annotated[Principal, Depends(require("admin"))]
 
 

@@ -21,6 +21,7 @@ from controlplane.authorization.enforcement import Enforcer
 from controlplane.authorization.engine import PolicyEngine
 from controlplane.authorization.values import PolicyUnavailable
 from controlplane.config import Settings
+from controlplane.inference.deployments import Deployments
 from controlplane.nodes.inventory import Inventory, Node, Reservation
 from controlplane.placement.dispatcher import Dispatcher
 from controlplane.runs import recovery
@@ -56,6 +57,7 @@ class Engine:
     dispatcher: Dispatcher
     gateway: Gateway
     service: RunService
+    deployments: Deployments
     reloading: dict[str, float]
     """Runs to take from the database again -> when, by the monotonic clock."""
     tries: dict[str, int]
@@ -217,6 +219,7 @@ async def engine(
         dispatcher=dispatcher,
         gateway=Gateway(controller, dispatcher),
         service=RunService(controller, enforcer, tools, inventory, hub, broker),
+        deployments=Deployments(store, journal, broker, frozenset(settings.private_hosts)),
         reloading={},
         tries={},
         opa_bundle=packed,
@@ -224,6 +227,7 @@ async def engine(
     controller.reload = parts.reload
     try:
         await parts.recover()
+        await parts.deployments.load()
         loops = (
             dispatcher.run(),
             dispatcher.retry_waiting(),

@@ -30,6 +30,7 @@ class Slug(StrEnum):
     POLICY_DENIED = "policy-denied"
     POLICY_UNAVAILABLE = "policy-unavailable"
     CONFLICT = "conflict"
+    PRECONDITION_FAILED = "precondition-failed"
     IDEMPOTENCY_MISMATCH = "idempotency-mismatch"
     IDEMPOTENCY_IN_FLIGHT = "idempotency-in-flight"
     TOO_LARGE = "too-large"
@@ -50,6 +51,7 @@ KINDS: Mapping[Slug, tuple[int, str]] = {
     Slug.POLICY_DENIED: (403, "Policy denied this"),
     Slug.POLICY_UNAVAILABLE: (503, "Policy cannot answer now"),
     Slug.CONFLICT: (409, "Conflict"),
+    Slug.PRECONDITION_FAILED: (412, "It is not what you saw"),
     Slug.IDEMPOTENCY_MISMATCH: (422, "The idempotency key was used for another request"),
     Slug.IDEMPOTENCY_IN_FLIGHT: (409, "The first request with this idempotency key is still running"),
     Slug.TOO_LARGE: (413, "The body is too large"),

@@ -257,6 +257,19 @@ class WorkflowRow(SQLModel, table=True):
     created_ns: int = Field(sa_column=_ns())
 
 
+class ModelDeploymentRow(SQLModel, table=True):
+    """A model deployment as it was asked for; ``generation`` counts the changes of its spec."""
+
+    __tablename__ = "model_deployment"
+    tenant: str = Field(primary_key=True)
+    name: str = Field(primary_key=True)
+    v: int = 1
+    generation: int
+    spec: str = Field(sa_column=_text())
+    created_ns: int = Field(sa_column=_ns())
+    updated_ns: int = Field(sa_column=_ns())
+
+
 class IdempotencyRow(SQLModel, table=True):
     """The answer given to a POST under its ``Idempotency-Key``; ``status`` 0 while in flight."""
 

@@ -46,6 +46,9 @@ class Replicas(Protocol):
     def deployments(self, tenant: str) -> list[str]:
         """Names of the tenant's deployments, sorted."""
 
+    def resolve(self, tenant: str, name: str) -> str | None:
+        """The deployment that has this name or alias."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCall:

@@ -183,6 +183,17 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("tenant", "partition", "run"),
     )
     op.create_table(
+        "model_deployment",
+        sa.Column("tenant", sa.String(), nullable=False),
+        sa.Column("name", sa.String(), nullable=False),
+        sa.Column("v", sa.Integer(), nullable=False),
+        sa.Column("generation", sa.Integer(), nullable=False),
+        sa.Column("spec", sa.Text(), nullable=False),
+        sa.Column("created_ns", sa.BigInteger(), nullable=False),
+        sa.Column("updated_ns", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("tenant", "name"),
+    )
+    op.create_table(
         "secret",
         sa.Column("tenant", sa.String(), nullable=False),
         sa.Column("name", sa.String(), nullable=False),
@@ -247,6 +258,7 @@ def downgrade() -> None:
     op.drop_table("tool")
     op.drop_table("step")
     op.drop_table("secret")
+    op.drop_table("model_deployment")
     op.drop_table("run_definition")
     with op.batch_alter_table("run", schema=None) as batch_op:
         batch_op.drop_index("run_open")
