@@ -28,6 +28,8 @@ class Feature(StrEnum):
     FREEZE = "freeze"
     SCIENCE = "science"  # numpy, pandas
     SYMLINKS = "symlinks"
+    FOLDER_INPUTS = "folder_inputs"  # a mount may be a folder
+    STREAMED_STDIN = "streamed_stdin"  # stdin may be fed while the guest runs
 
 
 @dataclass(frozen=True, kw_only=True)

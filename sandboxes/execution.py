@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
@@ -15,6 +15,9 @@ class Command:
     ``language`` decides what ``source`` is: Python text, shell text, or (``argv``) nothing, with ``argv`` set.
     ``call`` names a function in Python source that is called with ``args`` (JSON values); its return is the result.
     ``inputs`` are the names mounted, for the guest module.
+
+    ``stdin`` that is not bytes is fed piece by piece as it comes, no faster than the guest reads, and then closed: a
+    conversation. It needs ``Feature.STREAMED_STDIN``.
     """
 
     language: Literal["python", "shell", "argv"]
@@ -23,7 +26,16 @@ class Command:
     call: str | None = None
     args: Sequence[Any] = ()
     env: Mapping[str, str] = field(default_factory=dict)
-    stdin: bytes = b""
+    stdin: bytes | AsyncIterable[bytes] = b""
+
+    async def stdin_pieces(self) -> AsyncIterator[bytes]:
+        """What the guest is to read, in order."""
+        if isinstance(self.stdin, bytes):
+            if self.stdin:
+                yield self.stdin
+            return
+        async for piece in self.stdin:
+            yield piece
 
 
 class ExitReason(StrEnum):

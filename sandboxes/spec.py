@@ -43,7 +43,10 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Mount:
-    """A host file the guest sees read-only at ``/inputs/<name>``. ``source`` is never a guest-chosen path."""
+    """A host file the guest sees read-only at ``/inputs/<name>``. ``source`` is never a guest-chosen path.
+
+    A folder needs ``Feature.FOLDER_INPUTS``, and must be open to the sandbox's uid: it is not copied.
+    """
 
     name: str
     source: Path

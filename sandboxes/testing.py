@@ -37,6 +37,7 @@ class Play:
     """What one program's guest does, in this order: calls, progress, output, files, ticking or hanging, its end.
 
     ``answered``: the result is the list of what the calls returned (an error counts as its ``type``).
+    ``echoes``: what it reads it writes, as it comes, until stdin ends.
     ``hangs`` until the host ends it; ``ticks`` as well, but writes a line every 10 ms while not frozen.
     ``fails``: the platform's failure, raised instead of an end.
     """
@@ -54,6 +55,7 @@ class Play:
     schema_error: str | None = None
     hangs: bool = False
     ticks: bool = False
+    echoes: bool = False
     fails: str | None = None
 
 
@@ -89,13 +91,16 @@ class FakeSandbox:
         self._ending.clear()
         started = time.monotonic()
         try:
-            async for event in self._perform(play, tools, started):
+            async for event in self._perform(command, play, tools, started):
                 yield event
         finally:
             self._running = False
 
-    async def _perform(self, play: Play, tools: ToolHandler, started: float) -> AsyncIterator[Event]:
+    async def _perform(self, command: Command, play: Play, tools: ToolHandler, started: float) -> AsyncIterator[Event]:
         answers: list[Any] = []
+        if play.echoes:
+            async for piece in command.stdin_pieces():
+                yield Stdout(data=piece)
         for tool, args in play.calls:
             answer = await tools(tool, args)
             answers.append(answer.value if answer.error is None else answer.error.get("type"))

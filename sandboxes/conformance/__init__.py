@@ -47,6 +47,8 @@ _REASONS: Mapping[Feature, str] = {
     Feature.FUEL: "counts no instructions",
     Feature.FREEZE: "cannot stop a guest and let it go on",
     Feature.SCIENCE: "has no numpy and pandas",
+    Feature.FOLDER_INPUTS: "copies its inputs, so they are files",
+    Feature.STREAMED_STDIN: "reads stdin from a file that is written before the start",
     Feature.SYMLINKS: "its guests cannot make links or pipes in /outputs",
 }
 

@@ -60,6 +60,8 @@ class Check:
     needs: frozenset[Feature] = frozenset({Feature.PYTHON})
     limits: Limits = LIMITS
     inputs: Mapping[str, bytes] = field(default_factory=dict)
+    folders: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)
+    """Inputs that are folders: relative paths and their bytes."""
 
 
 class Bench:
@@ -74,6 +76,11 @@ class Bench:
         self._folder.chmod(0o755)
         for name, data in self.check.inputs.items():
             self.input_path(name).write_bytes(data)
+        for name, files in self.check.folders.items():
+            for path, data in files.items():
+                place = self.input_path(name) / path
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_bytes(data)
         return self
 
     def __exit__(
@@ -87,7 +94,8 @@ class Bench:
 
     def open(self, label: str | None = None) -> AbstractAsyncContextManager[Sandbox]:
         """A sandbox with the check's limits and inputs."""
-        mounts = tuple(Mount(name=name, source=self.input_path(name)) for name in self.check.inputs)
+        names = (*self.check.inputs, *self.check.folders)
+        mounts = tuple(Mount(name=name, source=self.input_path(name)) for name in names)
         spec = SandboxSpec(tier=self.driver.tier, limits=self.check.limits, mounts=mounts)
         return self.driver.open(spec, label or f"conformance-{secrets.token_hex(6)}")
 

@@ -68,6 +68,14 @@ async def _unmodified(bench: Bench) -> None:
     expect(await source.read_bytes() == b"precious" and (await source.stat()).st_mode == mode, "the host's file")
 
 
+async def _unmodified_folder(bench: Bench) -> None:
+    tree = anyio.Path(bench.input_path("tree"))
+    outcome = await bench.once()
+    expect(ended(outcome) and outcome.end.result == ["precious", "b", []], outcome)
+    names = sorted([str(one.relative_to(tree)) async for one in tree.rglob("*")])
+    expect(names == ["a.txt", "below", "below/b.txt"] and await (tree / "a.txt").read_bytes() == b"precious", names)
+
+
 CHECKS = (
     Check(
         name="outputs_are_listed_sorted_and_read",
@@ -111,6 +119,21 @@ CHECKS = (
             Play(result=["precious", {"data.txt": "/inputs/data.txt"}], has_result=True),
         ),
         verify=returns(["precious", {"data.txt": "/inputs/data.txt"}]),
+    ),
+    Check(
+        name="a_folder_of_inputs_is_read_and_not_changed",
+        needs=frozenset({Feature.PYTHON, Feature.FOLDER_INPUTS}),
+        folders={"tree": {"a.txt": b"precious", "below/b.txt": b"b"}},
+        programs=python(
+            "import os\ndone = []\nacts = {'write': lambda: open('/inputs/tree/a.txt', 'w').write('x'),\n"
+            "        'add': lambda: open('/inputs/tree/below/c.txt', 'w').write('x'),\n"
+            "        'unlink': lambda: os.unlink('/inputs/tree/a.txt')}\n"
+            "for name, act in acts.items():\n    try:\n        act()\n        done.append(name)\n"
+            "    except OSError: pass\n"
+            "[open('/inputs/tree/a.txt').read(), open('/inputs/tree/below/b.txt').read(), done]",
+            Play(result=["precious", "b", []], has_result=True),
+        ),
+        verify=_unmodified_folder,
     ),
     Check(
         name="inputs_cannot_be_changed",

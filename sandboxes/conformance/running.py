@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
-from sandboxes.conformance.check import Bench, Check, Program, after, ended, expect, python, shell
+import dataclasses
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+
+import anyio
+
+from sandboxes.conformance.check import (
+    Bench,
+    Check,
+    Program,
+    after,
+    collect,
+    ended,
+    expect,
+    python,
+    shell,
+    until,
+)
 from sandboxes.driver import Feature
-from sandboxes.execution import Command, ExitReason
+from sandboxes.execution import Command, Event, ExitReason
 from sandboxes.testing import Play
 
 _STREAMS = """
@@ -23,6 +40,22 @@ async def _two_commands(bench: Bench) -> None:
         first = await bench.run(sandbox, 0)
         second = await bench.run(sandbox, 1)
     expect(ended(first, 4) and ended(second) and second.stdout == b"second\n", (first, second))
+
+
+async def _conversation(bench: Bench) -> None:
+    said, heard = anyio.create_memory_object_stream[bytes](1)
+    command = dataclasses.replace(bench.command(), stdin=heard)
+    async with heard, bench.open() as sandbox, aclosing(_events(sandbox.execute(command))) as events:
+        with said:
+            for line in (b"first\n", b"second\n"):
+                await said.send(line)
+                expect(await until(events, line) == line, f"no answer to {line!r} while stdin is open")
+        expect(ended(await collect(events)), "no end when stdin ended")
+
+
+async def _events(events: AsyncIterator[Event]) -> AsyncGenerator[Event, None]:
+    async for event in events:
+        yield event
 
 
 CHECKS = (
@@ -79,6 +112,12 @@ CHECKS = (
         name="stdin_nobody_reads_is_no_failure",
         programs=python("print('deaf')", Play(stdout=b"deaf\n"), stdin=b"x" * 300_000),
         verify=after(lambda o: ended(o) and o.stdout == b"deaf\n"),
+    ),
+    Check(
+        name="stdin_is_fed_while_the_guest_runs",
+        needs=frozenset({Feature.PYTHON, Feature.STREAMED_STDIN}),
+        programs=python("import sys\nfor line in sys.stdin: print(line, end='', flush=True)", Play(echoes=True)),
+        verify=_conversation,
     ),
     Check(
         name="environment_of_the_command",

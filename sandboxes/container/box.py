@@ -135,8 +135,11 @@ def _fill(box: Box) -> None:
         _file(box.files / "etc" / name, text.encode())
     for source in ("runner.py", "stockade_tools.py"):
         _file(box.files / "guest" / source, (GUEST_DIR / source).read_bytes())
-    for name in box.inputs:
-        _file(box.files / "inputs" / name, b"")  # where the input is bound
+    for name, bound in box.inputs.items():
+        if bound.is_dir():
+            _folder(box.files / "inputs" / name)
+        else:
+            _file(box.files / "inputs" / name, b"")
     for own in (box.files / "tmp", box.outputs):
         _folder(own)
         if os.geteuid() == 0:
@@ -168,8 +171,12 @@ def _readable(name: str, source: Path, copies: Path) -> Path:
         mode = source.stat().st_mode
     except OSError as error:
         raise DriverFailed(f"cannot read the input {name!r}: {error.strerror}") from error
+    if stat.S_ISDIR(mode):
+        if mode & (stat.S_IROTH | stat.S_IXOTH) != stat.S_IROTH | stat.S_IXOTH:
+            raise DriverFailed(f"the input {name!r} is a folder closed to the sandbox's user; chmod -R o+rX it")
+        return source.resolve()
     if not stat.S_ISREG(mode):
-        raise DriverFailed(f"the input {name!r} is not a regular file")
+        raise DriverFailed(f"the input {name!r} is neither a regular file nor a folder")
     if mode & stat.S_IROTH:
         return source.resolve()
     shutil.copyfile(source, copies / name)

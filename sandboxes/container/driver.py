@@ -150,6 +150,8 @@ class ContainerDriver:
             Feature.PROC,
             Feature.FREEZE,
             Feature.SYMLINKS,
+            Feature.FOLDER_INPUTS,
+            Feature.STREAMED_STDIN,
         }
     )
 

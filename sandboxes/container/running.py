@@ -172,7 +172,8 @@ class Run:
         if not self._command.stdin and not self._is_spare:  # which was made before anybody knew
             return
         with contextlib.suppress(OSError):
-            await asyncio.get_running_loop().sock_sendall(attached, self._command.stdin)
+            async for piece in self._command.stdin_pieces():
+                await asyncio.get_running_loop().sock_sendall(attached, piece)
             attached.shutdown(socket.SHUT_WR)
 
     async def _meet(self, live: Live, side: TaskGroup) -> None:

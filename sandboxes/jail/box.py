@@ -133,7 +133,7 @@ def _fill(box: Box) -> None:
         _open_folder(place.parent)
         open_file(place, data)
     for name, source in box.inputs.items():
-        box.inputs[name] = _readable(name, source, box.root / "inputs")
+        box.inputs[name] = _readable(name, source, box.root / "inputs", box.strength)
     for own in (box.files / "tmp", box.outputs):
         own.mkdir()
         if os.geteuid() == 0:
@@ -163,16 +163,22 @@ def _root_mode(strength: Strength) -> int:
     return 0o711 if strength is Strength.USER and os.geteuid() == 0 else 0o700
 
 
-def _readable(name: str, source: Path, copies: Path) -> Path:
-    """``source`` if any uid may read it, else a copy that any uid may."""
+def _readable(name: str, source: Path, copies: Path, strength: Strength) -> Path:
+    """``source`` if any uid may read it, else a copy that any uid may; no copy is made of a folder."""
     if name in ("", ".", "..") or "/" in name or "\0" in name:
         raise DriverFailed(f"{name!r} is no name for an input; use one without a slash")
     try:
         mode = source.stat().st_mode
     except OSError as error:
         raise DriverFailed(f"cannot read the input {name!r}: {error.strerror}") from error
+    if stat.S_ISDIR(mode):
+        # Bubblewrap as root binds any path before it takes the guest's uid; as nobody it must get there itself.
+        is_open = mode & (stat.S_IROTH | stat.S_IXOTH) == stat.S_IROTH | stat.S_IXOTH
+        if os.geteuid() == 0 and not (is_open and (strength is Strength.FULL or _reachable(source.resolve().parent))):
+            raise DriverFailed(f"the input {name!r} is a folder closed to the sandbox's user; chmod -R o+rX it")
+        return source.resolve()
     if not stat.S_ISREG(mode):
-        raise DriverFailed(f"the input {name!r} is not a regular file")
+        raise DriverFailed(f"the input {name!r} is neither a regular file nor a folder")
     # As root bubblewrap reaches any path; as somebody else it needs our permissions, which we have.
     if mode & stat.S_IROTH and (os.geteuid() != 0 or _reachable(source.parent)):
         return source

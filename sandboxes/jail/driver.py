@@ -119,6 +119,8 @@ class JailDriver:
             Feature.PROC,
             Feature.FREEZE,
             Feature.SYMLINKS,
+            Feature.FOLDER_INPUTS,
+            Feature.STREAMED_STDIN,
         }
     )
 

@@ -145,8 +145,8 @@ class Run:
     async def _feed(self) -> None:
         stdin = self._alive.stdin
         with contextlib.suppress(OSError):
-            if self._command.stdin:
-                stdin.write(self._command.stdin)
+            async for piece in self._command.stdin_pieces():
+                stdin.write(piece)
                 await stdin.drain()
             stdin.close()
 

@@ -47,6 +47,8 @@ class WasmSandbox:
             raise DriverFailed("this sandbox runs another command; one at a time")
         if command.language != "python":
             raise DriverFailed(f"tier wasm runs python only, not {command.language}; use tier jail")
+        if not isinstance(command.stdin, bytes):
+            raise DriverFailed("tier wasm reads its stdin from a file, all of it beforehand; use tier jail")
         worker = await self._next_worker()
         if command.stdin:
             await asyncio.to_thread((worker.root / "stdin").write_bytes, command.stdin)
