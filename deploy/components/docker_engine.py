@@ -25,6 +25,8 @@ START_SECONDS = 60.0
 STOP_SECONDS = 30.0
 _LEFTOVER_SECONDS = 5.0
 _POLL_SECONDS = 0.1
+RUNSC_ARGUMENTS = ("--host-uds=open", "--oci-seccomp")
+"""What the container tier needs of runsc: ``sandboxes.container.options.RUNSC_NEEDS``."""
 _RUNTIME_STATE = Path("/run/stockade-docker")
 _SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -57,6 +59,7 @@ class DockerEngine:
     def install(self) -> None:
         """The package, if there is no daemon, and the daemon, if none answers. Raises: ComponentFailed."""
         if self.state().path:
+            self.reload()
             return
         if os.geteuid() != 0:
             raise store.ComponentFailed("installing and starting Docker needs root", "run this as root")
@@ -132,7 +135,7 @@ class DockerEngine:
         runsc = store.root() / "bin" / "runsc"
         if runsc.exists():
             # The version's own path: a daemon holds on to it when the link moves on.
-            config["runtimes"] = {"runsc": {"path": str(runsc.resolve())}}
+            config["runtimes"] = {"runsc": {"path": str(runsc.resolve()), "runtimeArgs": list(RUNSC_ARGUMENTS)}}
         fresh = self._config.with_suffix(".new")
         fresh.write_text(json.dumps(config, indent=2) + "\n")
         fresh.replace(self._config)

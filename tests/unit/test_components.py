@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from sandboxes.container.options import RUNSC_NEEDS
 from stockade.cli import places
 from tests.acceptance.cluster import REPOSITORY, wait_for
 
@@ -165,3 +166,9 @@ def test_versions_are_written_once() -> None:
     makefile = (REPOSITORY / "Makefile").read_text()
     assert f"UV_VERSION := {PINNED['sglang']['uv']}\n" in makefile
     assert f"COMPONENTS := {' '.join(PINNED)}\n" in makefile
+
+
+def test_the_daemon_starts_runsc_as_the_container_tier_needs_it() -> None:
+    program = "import docker_engine; print(*docker_engine.RUNSC_ARGUMENTS)"
+    said = subprocess.run([sys.executable, "-c", program], cwd=FOLDER, capture_output=True, text=True, check=True)
+    assert set(said.stdout.split()) >= set(RUNSC_NEEDS)
