@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from sandboxes.execution import Command, Event, ToolHandler, no_tools
+from sandboxes.errors import TierUnavailable
+from sandboxes.execution import Command, ConnectionHandler, Event, ToolHandler, no_connections, no_tools
 from sandboxes.spec import SandboxSpec, Strength, Tier
 
 
@@ -30,6 +31,8 @@ class Feature(StrEnum):
     SYMLINKS = "symlinks"
     FOLDER_INPUTS = "folder_inputs"  # a mount may be a folder
     STREAMED_STDIN = "streamed_stdin"  # stdin may be fed while the guest runs
+    NETWORK = "network"  # a proxy inside that the host serves, if the spec asks for it
+    GPU = "gpu"  # hands the host's devices in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +58,13 @@ class Sandbox(Protocol):
 
     label: str
 
-    def execute(self, command: Command, tools: ToolHandler = no_tools) -> AsyncIterator[Event]:
-        """Run to the end; the last event is the only ``Exited``. Closing the iterator early kills the guest."""
+    def execute(
+        self, command: Command, tools: ToolHandler = no_tools, connections: ConnectionHandler = no_connections
+    ) -> AsyncIterator[Event]:
+        """Run to the end; the last event is the only ``Exited``. Closing the iterator early kills the guest.
+
+        ``connections`` serves what the guest connects to its proxy, if the sandbox was opened with ``network``.
+        """
         ...
 
     async def cancel(self) -> None:
@@ -121,3 +129,13 @@ class Driver(Protocol):
     async def close(self) -> None:
         """End pools and workers. Idempotent."""
         ...
+
+
+def refuse_missing(driver: Driver, spec: SandboxSpec) -> None:
+    """A sandbox is what it was asked to be or is not at all. Raises ``TierUnavailable`` with what to do instead."""
+    if spec.network and Feature.NETWORK not in driver.features:
+        raise TierUnavailable(
+            f"the tier {driver.tier} has no sockets, so no network can be granted to it; use jail or container"
+        )
+    if spec.gpus and Feature.GPU not in driver.features:
+        raise TierUnavailable(f"the tier {driver.tier} hands no GPU to its guests; use container")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -102,6 +103,17 @@ class ToolAnswer:
 
 ToolHandler = Callable[[str, Mapping[str, Any]], Awaitable[ToolAnswer]]
 """``handler(tool, args)``: the channel is the sandbox's own, so the host knows which attempt is calling."""
+
+
+ConnectionHandler = Callable[[socket.socket], Awaitable[None]]
+"""``handler(connection)``: one connection the guest made to its proxy. It does not block; the caller closes it.
+
+The listening socket is the sandbox's own, so the host knows whose it is. Cancelled when the command ends.
+"""
+
+
+async def no_connections(connection: socket.socket) -> None:
+    """The handler of a sandbox that was granted no network: the guest sees its connection closed."""
 
 
 async def no_tools(tool: str, args: Mapping[str, Any]) -> ToolAnswer:

@@ -7,6 +7,8 @@ from enum import StrEnum
 from pathlib import Path
 
 MIB = 1024 * 1024
+FAKE_GPU = "fake"
+"""How the id of a GPU begins that somebody declared and nobody has."""
 
 
 class Tier(StrEnum):
@@ -54,9 +56,18 @@ class Mount:
 
 @dataclass(frozen=True, kw_only=True)
 class SandboxSpec:
-    """One sandbox. ``image`` is the tier's own name for what is inside (``python``, ``python-data``)."""
+    """One sandbox. ``image`` is the tier's own name for what is inside (``python``, ``python-data``).
+
+    ``network``: the guest finds an HTTP proxy at 127.0.0.1:3128, and whoever executes says who serves what connects
+    there; there is no other way out with it than without. Where ``Feature.NETWORK`` is missing it is refused.
+
+    ``gpus``: ids of the host's devices, as its inventory names them. Those that begin with ``FAKE_GPU`` are declared,
+    for tests: nothing is handed to the guest for them but their names. Where ``Feature.GPU`` is missing any is refused.
+    """
 
     tier: Tier
     image: str = "python"
     limits: Limits = field(default_factory=Limits)
     mounts: tuple[Mount, ...] = ()
+    network: bool = False
+    gpus: tuple[str, ...] = ()

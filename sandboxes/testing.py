@@ -18,6 +18,7 @@ from sandboxes.driver import Feature, FileInfo, ImageStatus
 from sandboxes.errors import DriverFailed, SandboxClosed, TierUnavailable
 from sandboxes.execution import (
     Command,
+    ConnectionHandler,
     Event,
     Exited,
     ExitReason,
@@ -25,6 +26,7 @@ from sandboxes.execution import (
     Stderr,
     Stdout,
     ToolHandler,
+    no_connections,
     no_tools,
 )
 from sandboxes.spec import SandboxSpec, Strength, Tier
@@ -75,7 +77,9 @@ class FakeSandbox:
         self._ending = asyncio.Event()
         self._running = self._closed = self._frozen = False
 
-    async def execute(self, command: Command, tools: ToolHandler = no_tools) -> AsyncIterator[Event]:
+    async def execute(
+        self, command: Command, tools: ToolHandler = no_tools, connections: ConnectionHandler = no_connections
+    ) -> AsyncIterator[Event]:
         """Play ``command``. Raises ``DriverFailed`` for a program nobody configured."""
         if self._closed:
             raise SandboxClosed(f"the sandbox {self.label!r} has ended; open another")
@@ -192,7 +196,7 @@ class FakeDriver:
         *,
         tier: Tier = Tier.JAIL,
         strength: Strength = Strength.USER,
-        features: frozenset[Feature] = frozenset(Feature),
+        features: frozenset[Feature] = frozenset(Feature) - {Feature.NETWORK, Feature.GPU},
         unavailable: str | None = None,
     ) -> None:
         self.tier, self.strength, self.features = tier, strength, features

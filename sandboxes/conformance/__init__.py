@@ -10,7 +10,7 @@
     running.py    exit codes, streams, stdin           limits.py     time, memory, output, files, processes
     isolation.py  what a guest must not see or do      files.py      inputs and outputs
     results.py    strict JSON                          channel.py    tools, progress, hostile frames
-    control.py    cancel, freeze, reap, destruction
+    control.py    cancel, freeze, reap, destruction   network.py   the one way out, where it was granted
 
 Bounds. ``jail`` in strength ``full``: the kernel never lets a guest past memory, pids or disk. ``jail`` in strength
 ``user`` looks every 50 ms: resident memory and files may pass their limit for that long, then the guest is killed; one
@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sandboxes.conformance import channel, control, files, isolation, limits, results, running
+from sandboxes.conformance import channel, control, files, isolation, limits, network, results, running
 from sandboxes.conformance.check import Bench, Check, Nonconforming
 from sandboxes.driver import Driver, Feature
 from sandboxes.testing import Play, program_key
@@ -36,6 +36,7 @@ CHECKS: tuple[Check, ...] = (
     *results.CHECKS,
     *channel.CHECKS,
     *control.CHECKS,
+    *network.CHECKS,
 )
 
 _REASONS: Mapping[Feature, str] = {
@@ -50,6 +51,8 @@ _REASONS: Mapping[Feature, str] = {
     Feature.FOLDER_INPUTS: "copies its inputs, so they are files",
     Feature.STREAMED_STDIN: "reads stdin from a file that is written before the start",
     Feature.SYMLINKS: "its guests cannot make links or pipes in /outputs",
+    Feature.NETWORK: "its guests have no sockets",
+    Feature.GPU: "hands no GPU to its guests",
 }
 
 

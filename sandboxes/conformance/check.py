@@ -14,7 +14,19 @@ from types import TracebackType
 from typing import Any, Self
 
 from sandboxes.driver import Driver, Feature, Sandbox
-from sandboxes.execution import Command, Event, Exited, ExitReason, Progress, Stderr, Stdout, ToolHandler, no_tools
+from sandboxes.execution import (
+    Command,
+    ConnectionHandler,
+    Event,
+    Exited,
+    ExitReason,
+    Progress,
+    Stderr,
+    Stdout,
+    ToolHandler,
+    no_connections,
+    no_tools,
+)
 from sandboxes.spec import MIB, Limits, Mount, SandboxSpec
 from sandboxes.testing import Play
 
@@ -62,6 +74,7 @@ class Check:
     inputs: Mapping[str, bytes] = field(default_factory=dict)
     folders: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)
     """Inputs that are folders: relative paths and their bytes."""
+    network: bool = False
 
 
 class Bench:
@@ -96,7 +109,7 @@ class Bench:
         """A sandbox with the check's limits and inputs."""
         names = (*self.check.inputs, *self.check.folders)
         mounts = tuple(Mount(name=name, source=self.input_path(name)) for name in names)
-        spec = SandboxSpec(tier=self.driver.tier, limits=self.check.limits, mounts=mounts)
+        spec = SandboxSpec(tier=self.driver.tier, limits=self.check.limits, mounts=mounts, network=self.check.network)
         return self.driver.open(spec, label or f"conformance-{secrets.token_hex(6)}")
 
     def command(self, index: int = 0, args: Collection[Any] = ()) -> Command:
@@ -105,10 +118,15 @@ class Bench:
         return dataclasses.replace(command, args=tuple(args)) if args else command
 
     async def run(
-        self, sandbox: Sandbox, index: int = 0, args: Collection[Any] = (), tools: ToolHandler = no_tools
+        self,
+        sandbox: Sandbox,
+        index: int = 0,
+        args: Collection[Any] = (),
+        tools: ToolHandler = no_tools,
+        connections: ConnectionHandler = no_connections,
     ) -> Outcome:
         """Run one of the check's programs to its end."""
-        return await collect(sandbox.execute(self.command(index, args), tools))
+        return await collect(sandbox.execute(self.command(index, args), tools, connections))
 
     async def once(self, index: int = 0, args: Collection[Any] = (), tools: ToolHandler = no_tools) -> Outcome:
         """The same in a sandbox of its own."""

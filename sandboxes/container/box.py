@@ -20,7 +20,7 @@ import secrets
 import shutil
 import socket
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -39,7 +39,8 @@ _ETC = {
     "resolv.conf": "# no network\n",
     "hostname": "sandbox\n",
 }
-_PROGRAM, _SOCKET = "program.sh", "channel"
+_PROGRAM, CHANNEL, EGRESS = "program.sh", "channel", "egress"
+_QUEUE = {CHANNEL: 1, EGRESS: 64}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,8 @@ class Box:
     limits: Limits
     uid: int
     inputs: Mapping[str, Path]
+    network: bool = False
+    gpus: tuple[str, ...] = ()
     etc: tuple[str, ...] = tuple(_ETC)
 
     @property
@@ -96,7 +99,17 @@ def create(state_dir: Path, spec: SandboxSpec, label: str, *, strength: Strength
         (root / "id").write_text(own_id)
         (root / "copies").mkdir()
         inputs = {mount.name: _readable(mount.name, mount.source, root / "copies") for mount in spec.mounts}
-        box = Box(id=own_id, label=label, root=root, strength=strength, limits=spec.limits, uid=uid, inputs=inputs)
+        box = Box(
+            id=own_id,
+            label=label,
+            root=root,
+            strength=strength,
+            limits=spec.limits,
+            uid=uid,
+            inputs=inputs,
+            network=spec.network,
+            gpus=spec.gpus,
+        )
         _fill(box)
     except OSError as error:
         destroy(root)
@@ -133,7 +146,7 @@ def _fill(box: Box) -> None:
         _folder(box.files / name)
     for name, text in _ETC.items():
         _file(box.files / "etc" / name, text.encode())
-    for source in ("runner.py", "stockade_tools.py"):
+    for source in ("runner.py", "stockade_tools.py", "stockade_egress.py"):
         _file(box.files / "guest" / source, (GUEST_DIR / source).read_bytes())
     for name, bound in box.inputs.items():
         if bound.is_dir():
@@ -187,23 +200,29 @@ def _readable(name: str, source: Path, copies: Path) -> Path:
 def write_program(box: Box, command: Command) -> list[str]:
     """Put shell text where the guest reads it; the guest's command line comes back."""
     if command.language == "python":
-        return ["python3", "-I", "-X", "utf8", f"{GUEST_FOLDER}/runner.py", "unix", f"{GUEST_FOLDER}/{_SOCKET}"]
+        return ["python3", "-I", "-X", "utf8", f"{GUEST_FOLDER}/runner.py", "unix", f"{GUEST_FOLDER}/{CHANNEL}"]
     if command.language == "argv":
         return list(command.argv)
     _file(box.files / "guest" / _PROGRAM, command.source.encode())
     return ["/bin/sh", f"{GUEST_FOLDER}/{_PROGRAM}"]
 
 
-def listen(box: Box) -> socket.socket:
+def with_network(words: Sequence[str], *, relayed: bool) -> list[str]:
+    """The same command line behind the program that opens the guest's way to its proxy."""
+    egress = ["python3", "-I", "-S", "-X", "utf8", f"{GUEST_FOLDER}/stockade_egress.py"]
+    return [*egress, "relay" if relayed else "unix", f"{GUEST_FOLDER}/{EGRESS}", "--", *words]
+
+
+def listen(box: Box, name: str) -> socket.socket:
     """A fresh socket where the guest of the next command connects. It does not block."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     guest = os.open(box.files / "guest", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        place = Path(f"/proc/self/fd/{guest}", _SOCKET)  # a socket's own path may have 107 bytes only
+        place = Path(f"/proc/self/fd/{guest}", name)  # a socket's own path may have 107 bytes only
         place.unlink(missing_ok=True)
         listener.bind(str(place))
         place.chmod(0o666)
-        listener.listen(1)
+        listener.listen(_QUEUE[name])
         listener.setblocking(False)
     except BaseException:
         listener.close()

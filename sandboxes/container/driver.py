@@ -29,10 +29,21 @@ from sandboxes.container.running import Run
 from sandboxes.container.spares import SpareKey, SpareMaker, SpareSandbox
 from sandboxes.driver import Feature, FileInfo, ImageStatus
 from sandboxes.errors import DriverFailed, SandboxClosed, TierUnavailable
-from sandboxes.execution import Command, Event, Exited, ExitReason, Stderr, Stdout, ToolHandler, no_tools
+from sandboxes.execution import (
+    Command,
+    ConnectionHandler,
+    Event,
+    Exited,
+    ExitReason,
+    Stderr,
+    Stdout,
+    ToolHandler,
+    no_connections,
+    no_tools,
+)
 from sandboxes.hostfiles import PIECE_BYTES, list_outputs, open_output, read_output, why_it_stays
 from sandboxes.identity import guest_uid
-from sandboxes.spec import Limits, SandboxSpec, Strength, Tier
+from sandboxes.spec import FAKE_GPU, Limits, SandboxSpec, Strength, Tier
 
 _CANCEL_SECONDS = 15.0
 _MOST_WAITS = 1000  # threads that wait for a container to end; the node's slots bound them long before
@@ -48,7 +59,9 @@ class ContainerSandbox:
         self._run: Run | None = None
         self._closed = False
 
-    async def execute(self, command: Command, tools: ToolHandler = no_tools) -> AsyncIterator[Event]:
+    async def execute(
+        self, command: Command, tools: ToolHandler = no_tools, connections: ConnectionHandler = no_connections
+    ) -> AsyncIterator[Event]:
         """Run to the end. Raises ``DriverFailed``; ``SandboxClosed`` after the end of the sandbox."""
         if self._closed:
             raise SandboxClosed(f"the sandbox {self.label!r} has ended; open another")
@@ -59,7 +72,7 @@ class ContainerSandbox:
             self._spare = spare
             await self._drop_spare()
             spare = None
-        run = self._run = Run(self._setting, command, tools, spare)
+        run = self._run = Run(self._setting, command, tools, connections, spare)
         run.start()
         try:
             while True:
@@ -152,6 +165,8 @@ class ContainerDriver:
             Feature.SYMLINKS,
             Feature.FOLDER_INPUTS,
             Feature.STREAMED_STDIN,
+            Feature.NETWORK,
+            Feature.GPU,
         }
     )
 
@@ -223,7 +238,9 @@ class ContainerDriver:
     async def open(self, spec: SandboxSpec, label: str) -> AsyncIterator[ContainerSandbox]:
         """A fresh sandbox, destroyed on exit. Raises ``DriverFailed``."""
         image = await to_thread.run_sync(self._images.resolve, spec.image)
-        spare = None if spec.mounts else self._pool.take(SpareKey.of(image, spec.limits))
+        self._check_gpus(spec)
+        plain = not (spec.mounts or spec.network or spec.gpus)
+        spare = None if not plain else self._pool.take(SpareKey.of(image, spec.limits))
         if spare is None:
             async with self._open(spec, label, image) as sandbox:
                 yield sandbox
@@ -268,6 +285,15 @@ class ContainerDriver:
                 await sandbox.end()
                 self._live.pop(label, None)
                 await self._files.run(boxes.destroy, setting.box.root)
+
+    def _check_gpus(self, spec: SandboxSpec) -> None:
+        fake = [each for each in spec.gpus if each.startswith(FAKE_GPU)]
+        if fake and len(fake) < len(spec.gpus):
+            raise DriverFailed(f"declared and real GPUs in one sandbox: {', '.join(spec.gpus)}; assign one kind")
+        if spec.gpus and not fake and (self._checked or self._asked) == "runsc":
+            raise TierUnavailable(
+                "containers on runsc are given no GPU; choose: stockade node --container-runtime runc"
+            )
 
     async def _make_spare(self, key: SpareKey) -> SpareSandbox:
         return await self._spares.make(key, await self._taken_runtime(), await self._owner())

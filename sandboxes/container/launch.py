@@ -13,7 +13,7 @@ import anyio
 from anyio import CapacityLimiter, to_thread
 
 from sandboxes.container import options
-from sandboxes.container.box import Box, listen
+from sandboxes.container.box import CHANNEL, EGRESS, Box, listen, with_network
 from sandboxes.container.engine import Engine
 from sandboxes.container.host_threads import HostThreads
 from sandboxes.container.remains import Remains
@@ -35,11 +35,15 @@ class Setting:
 
 @dataclass(kw_only=True)
 class Live:
-    """A container that runs. ``listener`` until the guest's runner has connected, then ``channel``."""
+    """A container that runs. ``listener`` until the guest's runner has connected, then ``channel``.
+
+    ``network``, where one was granted: the unix socket at which the guest hands its own over, or to which it relays.
+    """
 
     container: str
     attached: socket.socket
     listener: socket.socket | None
+    network: socket.socket | None = None
     channel: socket.socket | None = None
 
     async def connected(self) -> socket.socket | None:
@@ -58,7 +62,7 @@ class Live:
 
     def close(self) -> None:
         """Let go of the host's ends."""
-        for ours in (self.attached, self.listener, self.channel):
+        for ours in (self.attached, self.listener, self.channel, self.network):
             if ours is not None:
                 ours.close()
 
@@ -74,9 +78,13 @@ async def launch(
 ) -> Live:
     """Create, attach, start. ``created`` hears the id before the start. Leaves nothing behind if it fails."""
     engine, box = setting.engine, setting.box
-    listener = await setting.files.run(listen, box) if channel else None
+    listener = await setting.files.run(listen, box, CHANNEL) if channel else None
+    network: socket.socket | None = None
     container, attached = "", None
     try:
+        if box.network:
+            network = await setting.files.run(listen, box, EGRESS)
+            words = with_network(words, relayed=setting.runtime == "runsc")
         body = options.body(
             box, image=setting.image, runtime=setting.runtime, words=words, env=env, stdin=stdin, owner=setting.owner
         )
@@ -85,11 +93,11 @@ async def launch(
         created(container)
         await to_thread.run_sync(engine.start, container)
     except BaseException:
-        for ours in (listener, attached):
+        for ours in (listener, network, attached):
             if ours is not None:
                 ours.close()
         if container:
             with anyio.CancelScope(shield=True):
                 await to_thread.run_sync(engine.remove, container)
         raise
-    return Live(container=container, attached=attached, listener=listener)
+    return Live(container=container, attached=attached, listener=listener, network=network)

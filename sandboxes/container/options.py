@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import platform
+import socket
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from sandboxes.container.box import GUEST_FOLDER, Box
-from sandboxes.spec import MIB, Limits
+from sandboxes.spec import FAKE_GPU, MIB, Limits
 
 Runtime = Literal["runc", "runsc"]
 OWNER_LABEL, SANDBOX_LABEL = "stockade.owner", "stockade.sandbox"
@@ -24,6 +25,7 @@ _PERIOD_MICROSECONDS = 100_000
 _ENGINE_PIDS = 1  # the engine's init
 _RUNSC_PIDS = 512  # threads of the kernel in user space count too; inside, RLIMIT_NPROC bounds the guest
 _OOM_SCORE = 500  # if the host runs out, a guest goes before the node
+_SOCK_CLOEXEC, _SOCK_NONBLOCK = 0x80000, 0x800
 _ARCHITECTURES = {"x86_64": "SCMP_ARCH_X86_64", "aarch64": "SCMP_ARCH_AARCH64", "arm64": "SCMP_ARCH_AARCH64"}
 _ENVIRONMENT = {
     "HOME": "/tmp",  # noqa: S108 - likewise
@@ -31,6 +33,23 @@ _ENVIRONMENT = {
     "LANG": "C.UTF-8",
     "USER": "guest",
 }
+_TCP = tuple(
+    {
+        "names": ["socket"],
+        "action": "SCMP_ACT_ALLOW",
+        "args": [
+            {"index": 0, "value": socket.AF_INET, "op": "SCMP_CMP_EQ"},
+            {
+                "index": 1,
+                "value": 0xFFFFFFFF & ~(_SOCK_CLOEXEC | _SOCK_NONBLOCK),
+                "valueTwo": socket.SOCK_STREAM,
+                "op": "SCMP_CMP_MASKED_EQ",
+            },
+            {"index": 2, "value": protocol, "op": "SCMP_CMP_EQ"},
+        ],
+    }
+    for protocol in (0, socket.IPPROTO_TCP)
+)
 _MASKED = (
     "/sys",
     *(
@@ -47,10 +66,14 @@ _READ_ONLY = ("/proc/sys", "/proc/sysrq-trigger")
 
 
 @cache
-def seccomp(machine: str = platform.machine()) -> str:
-    """The profile as the engine takes it, for this machine only: no 32-bit and no x32 calls. ``KeyError`` elsewhere."""
+def seccomp(machine: str = platform.machine(), *, network: bool = False) -> str:
+    """The profile as the engine takes it, for this machine only: no 32-bit and no x32 calls. ``KeyError`` elsewhere.
+
+    ``network``: TCP sockets too, which a guest needs to reach its proxy on its own loopback.
+    """
     profile = json.loads((Path(__file__).parent / "seccomp.json").read_text())
-    return json.dumps({**profile, "architectures": [_ARCHITECTURES[machine]]})
+    calls = [*profile["syscalls"], *(_TCP if network else ())]
+    return json.dumps({**profile, "syscalls": calls, "architectures": [_ARCHITECTURES[machine]]})
 
 
 def body(
@@ -64,7 +87,7 @@ def body(
     owner: str,
 ) -> dict[str, Any]:
     """The engine's ``POST /containers/create``. ``image`` is a digest, ``words`` the guest's command line."""
-    variables = {**_ENVIRONMENT, **env}
+    variables = {**_ENVIRONMENT, **gpu_variables(box.gpus), **env}
     return {
         "Image": image,
         "Entrypoint": [],
@@ -74,7 +97,8 @@ def body(
         "WorkingDir": "/tmp",  # noqa: S108 - likewise
         "Hostname": "sandbox",
         "Labels": {OWNER_LABEL: owner, SANDBOX_LABEL: box.id},
-        "NetworkDisabled": True,
+        # Either way there is a loopback device only; the engine must bring it up for runsc, which takes it as it is.
+        "NetworkDisabled": not (box.network and runtime == "runsc"),
         "Tty": False,
         "OpenStdin": stdin,
         "StdinOnce": stdin,
@@ -99,7 +123,7 @@ def _host(box: Box, runtime: Runtime) -> dict[str, Any]:
         "Privileged": False,
         "ReadonlyRootfs": True,
         "CapDrop": ["ALL"],
-        "SecurityOpt": ["no-new-privileges", f"seccomp={seccomp()}"],
+        "SecurityOpt": ["no-new-privileges", f"seccomp={seccomp(network=box.network)}"],
         "MaskedPaths": list(_MASKED),
         "ReadonlyPaths": list(_READ_ONLY),
         "LogConfig": {"Type": "none"},
@@ -114,6 +138,7 @@ def _host(box: Box, runtime: Runtime) -> dict[str, Any]:
             _SHARED_MEMORY: _tmpfs(min(_SHARED_MEMORY_BYTES, limits.memory_bytes), limits.inodes),
             **({"/sys": _NOTHING} if runtime == "runsc" else {}),  # which masks no path; what it shows is its own
         },
+        "DeviceRequests": _device_requests(box.gpus),
         "Mounts": [
             _bind(box.files / "guest", GUEST_FOLDER),
             *(_bind(box.files / "etc" / name, f"/etc/{name}") for name in box.etc),
@@ -123,6 +148,20 @@ def _host(box: Box, runtime: Runtime) -> dict[str, Any]:
             _bind(box.outputs, "/outputs", writable=True),
         ],
     }
+
+
+def _device_requests(gpus: Sequence[str]) -> list[dict[str, Any]]:
+    """Exactly these devices; none for those that are declared only."""
+    real = [each for each in gpus if not each.startswith(FAKE_GPU)]
+    return [{"Driver": "nvidia", "DeviceIDs": real, "Capabilities": [["gpu"]]}] if real else []
+
+
+def gpu_variables(gpus: Sequence[str]) -> dict[str, str]:
+    """What the guest is told of its devices."""
+    if not gpus:
+        return {}
+    fake = {"STOCKADE_GPUS_FAKE": "1"} if gpus[0].startswith(FAKE_GPU) else {}
+    return {"STOCKADE_GPUS": ",".join(gpus), **fake}
 
 
 def _ulimits(limits: Limits, runtime: Runtime) -> list[dict[str, Any]]:

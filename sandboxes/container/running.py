@@ -12,13 +12,14 @@ import anyio
 from anyio import to_thread
 from anyio.abc import TaskGroup
 
+from sandboxes import connections
 from sandboxes.channel import Channel, file_result
 from sandboxes.command_rules import refuse_unlaunchable
 from sandboxes.container.box import OWN_BYTES, reopen, write_program
 from sandboxes.container.launch import Live, Setting, launch
 from sandboxes.container.streams import Splitter
 from sandboxes.errors import DriverFailed, TierUnavailable
-from sandboxes.execution import Command, Event, Exited, ExitReason, Stderr, ToolHandler
+from sandboxes.execution import Command, ConnectionHandler, Event, Exited, ExitReason, Stderr, ToolHandler
 from sandboxes.hostfiles import outputs_bytes, usage
 from sandboxes.outbox import Outbox
 from sandboxes.spec import Strength
@@ -34,10 +35,12 @@ _CHUNK, _TAIL = 65_536, 500
 class Run:
     """``start`` once, then ``next`` until ``Exited``. ``stop`` may come at any time, and then ``ended`` soon."""
 
-    def __init__(self, setting: Setting, command: Command, tools: ToolHandler, spare: Live | None) -> None:
+    def __init__(
+        self, setting: Setting, command: Command, tools: ToolHandler, handler: ConnectionHandler, spare: Live | None
+    ) -> None:
         """``spare``: a container of this sandbox whose runner waits for its job, if there is one and it is Python."""
         self._setting, self._engine, self._box = setting, setting.engine, setting.box
-        self._command = command
+        self._command, self._handler = command, handler
         self._outbox = Outbox(self._box.limits.output_bytes)
         self._channel = Channel(tools, self._outbox)
         self._cause: ExitReason | None = None
@@ -138,6 +141,8 @@ class Run:
             side.start_soon(self._feed, live.attached)
             side.start_soon(self._watch, started)
             side.start_soon(self._kill_when_told, live.container)
+            if live.network is not None:
+                side.start_soon(self._network, live.network, side)
             with anyio.CancelScope() as patience:
                 async with anyio.create_task_group() as drains:
                     drains.start_soon(self._drain, live.attached)
@@ -180,6 +185,21 @@ class Run:
         if (channel := await live.connected()) is not None:
             inputs = {name: f"/inputs/{name}" for name in self._box.inputs}
             await self._channel.serve(channel, self._command, inputs, side)
+
+    async def _network(self, node: socket.socket, side: TaskGroup) -> None:
+        if self._setting.runtime == "runsc":
+            await connections.serve(node, self._handler, side)
+            return
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(OSError):
+            first, _ = await loop.sock_accept(node)  # before anything of the guest's own has run
+            node.close()
+            first.setblocking(False)
+            with first:
+                listener = await connections.taken(first)
+            if listener is not None:
+                with listener:
+                    await connections.serve(listener, self._handler, side)
 
     async def _watch(self, started: float) -> None:
         """Wall time, and files where the kernel does not bound them."""

@@ -47,6 +47,7 @@ class Box:
     uid: int
     group: Group | None
     inputs: dict[str, Path]
+    network: bool
 
     @property
     def files(self) -> Path:
@@ -65,6 +66,7 @@ class Box:
             tmp=self.files / "tmp",
             outputs=self.outputs,
             inputs=self.inputs,
+            network=self.network,
         )
 
     def record(self, pid: int | None) -> None:
@@ -100,6 +102,7 @@ def create(
         uid=uid,
         group=group,
         inputs={mount.name: mount.source for mount in spec.mounts},
+        network=spec.network,
     )
     try:
         root.chmod(_root_mode(strength))
@@ -126,7 +129,7 @@ def _fill(box: Box) -> None:
         _open_folder(box.files / name)
     for name, text in rootfs.etc_files(box.uid).items():
         open_file(box.files / "etc" / name, text.encode())
-    for name in rootfs.etc_folders():
+    for name in rootfs.etc_folders(network=box.network):
         _open_folder(box.files / "etc" / name)
     for name, data in python.prepared().files.items():
         place = box.files / "guest" / name
@@ -148,7 +151,7 @@ def open_file(place: Path, data: bytes) -> None:
 
 
 def _open_folder(place: Path) -> None:
-    place.mkdir(exist_ok=True)
+    place.mkdir(parents=True, exist_ok=True)
     place.chmod(0o755)
 
 

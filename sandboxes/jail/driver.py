@@ -16,9 +16,19 @@ from pathlib import Path
 import anyio
 from anyio import to_thread
 
-from sandboxes.driver import Feature, FileInfo, ImageStatus
+from sandboxes.driver import Feature, FileInfo, ImageStatus, refuse_missing
 from sandboxes.errors import DriverFailed, SandboxClosed, TierUnavailable
-from sandboxes.execution import Command, Event, Exited, ExitReason, Stderr, ToolHandler, no_tools
+from sandboxes.execution import (
+    Command,
+    ConnectionHandler,
+    Event,
+    Exited,
+    ExitReason,
+    Stderr,
+    ToolHandler,
+    no_connections,
+    no_tools,
+)
 from sandboxes.hostfiles import list_outputs, read_output, stream_output, why_it_stays
 from sandboxes.identity import guest_uid
 from sandboxes.jail import box as boxes
@@ -41,13 +51,15 @@ class JailSandbox:
         self._run: Run | None = None
         self._closed = False
 
-    async def execute(self, command: Command, tools: ToolHandler = no_tools) -> AsyncIterator[Event]:
+    async def execute(
+        self, command: Command, tools: ToolHandler = no_tools, connections: ConnectionHandler = no_connections
+    ) -> AsyncIterator[Event]:
         """Run to the end. Raises ``DriverFailed``; ``SandboxClosed`` after the end of the sandbox."""
         if self._closed:
             raise SandboxClosed(f"the sandbox {self.label!r} has ended; open another")
         if self._run is not None:
             raise DriverFailed(f"the sandbox {self.label!r} is running a command; wait for its end")
-        run = self._run = Run(self._box, command, tools)
+        run = self._run = Run(self._box, command, tools, connections)
         run.start()
         try:
             while True:
@@ -121,6 +133,7 @@ class JailDriver:
             Feature.SYMLINKS,
             Feature.FOLDER_INPUTS,
             Feature.STREAMED_STDIN,
+            Feature.NETWORK,
         }
     )
 
@@ -162,6 +175,7 @@ class JailDriver:
     async def open(self, spec: SandboxSpec, label: str) -> AsyncIterator[JailSandbox]:
         """A fresh jail, destroyed on exit. Raises ``DriverFailed``."""
         _check_image(spec.image)
+        refuse_missing(self, spec)
         if self.strength is Strength.FULL and isinstance(self._hierarchy, str):
             raise TierUnavailable(self._hierarchy)
         hierarchy = None if self.strength is Strength.USER or isinstance(self._hierarchy, str) else self._hierarchy

@@ -3,6 +3,7 @@
     (join control groups) -> [setpriv nobody] -> bwrap -> [setpriv uid] -> prlimit -> the guest's program
                                                                         -> python, which lowers its own limits
 
+With a network grant the guest's program comes after one that listens for it and hands the socket to the node.
 The arguments travel in an anonymous file (``--args``), so that host paths show in no process list.
 """
 
@@ -37,7 +38,10 @@ _ADDRESS_SPACE_FLOOR = 512 * 1024 * 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Launched:
-    """bubblewrap and the host's ends. ``status`` carries bubblewrap's JSON lines; ``channel`` the guest's frames."""
+    """bubblewrap and the host's ends. ``status`` carries bubblewrap's JSON lines; ``channel`` the guest's frames.
+
+    ``network`` brings the socket at which the guest's proxy listens, where one was granted.
+    """
 
     process: asyncio.subprocess.Process
     stdin: asyncio.StreamWriter
@@ -45,11 +49,14 @@ class Launched:
     stderr: asyncio.StreamReader
     status: asyncio.StreamReader
     channel: socket.socket
+    network: socket.socket | None
     status_pipe: asyncio.ReadTransport
 
     def close(self) -> None:
         """Let go of the host's ends. The process has ended."""
         self.channel.close()
+        if self.network is not None:
+            self.network.close()
         self.status_pipe.close()
         self.stdin.close()
 
@@ -62,20 +69,30 @@ async def launch(box: Box, command: Command) -> Launched:
     with contextlib.ExitStack() as stack:
         stack.callback(theirs.close)
         stack.callback(os.close, status_write)
-        stack.enter_context(_closed_on_error(ours, status_read))
+        our_network, their_network = socket.socketpair() if box.network else (None, None)
+        for each in (our_network, their_network):
+            if each is not None:
+                each.setblocking(each is their_network)
+        if their_network is not None:
+            stack.callback(their_network.close)
+        stack.enter_context(_closed_on_error(ours, our_network, status_read))
         words = rootfs.arguments(box.strength, box.folders(), box.limits)
-        filter_fd = _anonymous(stack, "filter", seccomp.program())
+        filter_fd = _anonymous(stack, "filter", seccomp.program(network=box.network))
         words += ["--seccomp", str(filter_fd)]
         words += ["--json-status-fd", str(status_write)]
         given = _anonymous(stack, "arguments", b"".join(word.encode() + b"\0" for word in words))
         passed = [given, filter_fd, status_write]
         if command.language == "python":
             passed.append(theirs.fileno())
+        program = _program(box, command, theirs.fileno())
+        if their_network is not None:
+            passed.append(their_network.fileno())
+            program = python.with_network(their_network.fileno(), program)
         process = await asyncio.create_subprocess_exec(
             *_outside(box),
             *("bwrap", "--args", str(given), "--"),
             *_own_uid(box),
-            *_program(box, command, theirs.fileno()),
+            *program,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -96,16 +113,19 @@ async def launch(box: Box, command: Command) -> Launched:
         stderr=process.stderr,
         status=status,
         channel=ours,
+        network=our_network,
         status_pipe=pipe,
     )
 
 
 @contextlib.contextmanager
-def _closed_on_error(ours: socket.socket, status_read: int) -> Iterator[None]:
+def _closed_on_error(ours: socket.socket, network: socket.socket | None, status_read: int) -> Iterator[None]:
     try:
         yield
     except BaseException:
         ours.close()
+        if network is not None:
+            network.close()
         os.close(status_read)
         raise
 

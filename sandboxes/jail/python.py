@@ -20,13 +20,14 @@ from sandboxes.errors import DriverFailed
 from sandboxes.guest import GUEST_DIR
 from sandboxes.jail import rootfs
 
-_RUNNER, _TOOLS = "runner.py", "stockade_tools.py"
+_RUNNER, _TOOLS, _EGRESS = "runner.py", "stockade_tools.py", "stockade_egress.py"
 _SECONDS = 30.0
 _COMPILE = """
 import importlib.util, json, os, py_compile, sys
 source, target, inside = sys.argv[1:]
 unchecked = py_compile.PycInvalidationMode.UNCHECKED_HASH
 made = {"runner.py": "runner.pyc", "stockade_tools.py": importlib.util.cache_from_source("stockade_tools.py")}
+made["stockade_egress.py"] = "stockade_egress.pyc"
 for name, place in made.items():
     py_compile.compile(f"{source}/{name}", f"{target}/{place}", f"{inside}/{name}", True, -1, unchecked)
 print(json.dumps({"made": list(made.values()), "path": sys.path}))
@@ -72,3 +73,9 @@ def words(channel_fd: int, limits: Mapping[str, int]) -> list[str]:
     bounds = ",".join(f"{name}={value}" for name, value in limits.items())
     site = os.pathsep.join(prepared().site)
     return [rootfs.interpreter().path, *("-I", "-S", "-X", "utf8"), runner, "fd", str(channel_fd), bounds, site]
+
+
+def with_network(node_fd: int, words: Sequence[str]) -> list[str]:
+    """The same command line behind the program that opens the guest's way to its proxy."""
+    egress = f"{rootfs.GUEST_FOLDER}/{_EGRESS}c"
+    return [rootfs.interpreter().path, *("-I", "-S", "-X", "utf8"), egress, "fd", str(node_fd), "--", *words]

@@ -32,6 +32,7 @@ _ENVIRONMENT = {
 _ROOT_ENTRIES = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _HOST_ETC_FILES = ("ld.so.cache",)
 _HOST_ETC_FOLDERS = ("alternatives",)  # links from /usr/bin to /usr/bin
+_NETWORK_ETC_FOLDERS = ("ssl/certs",)  # the authorities that the host trusts
 _MASKED_FILES = ("cmdline", "diskstats", "interrupts", "kallsyms", "kcore", "keys", "modules", "partitions")
 _MASKED_FOLDERS = ("acpi", "bus", "fs", "irq", "scsi")
 
@@ -69,9 +70,10 @@ def etc_files(uid: int) -> Mapping[str, str]:
     }
 
 
-def etc_folders() -> tuple[str, ...]:
+def etc_folders(*, network: bool) -> tuple[str, ...]:
     """Mount points below /etc that are folders."""
-    return tuple(name for name in _HOST_ETC_FOLDERS if Path("/etc", name).is_dir())
+    names = (*_HOST_ETC_FOLDERS, *(_NETWORK_ETC_FOLDERS if network else ()))
+    return tuple(name for name in names if Path("/etc", name).is_dir())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +86,7 @@ class Folders:
     tmp: Path
     outputs: Path
     inputs: Mapping[str, Path]
+    network: bool = False
 
 
 def arguments(strength: Strength, folders: Folders, limits: Limits) -> list[str]:
@@ -93,7 +96,7 @@ def arguments(strength: Strength, folders: Folders, limits: Limits) -> list[str]
         *_system(),
         *("--ro-bind", str(folders.etc), "/etc"),
         *(word for name in _HOST_ETC_FILES for word in ("--ro-bind-try", f"/etc/{name}", f"/etc/{name}")),
-        *(word for name in etc_folders() for word in ("--ro-bind", f"/etc/{name}", f"/etc/{name}")),
+        *_etc_folders(folders.network),
         *("--proc", "/proc", *_masks(folders.empty)),
         *("--dev", "/dev"),
         *("--perms", "1777", "--size", str(min(_SHARED_MEMORY_BYTES, limits.memory_bytes)), "--tmpfs", _SHARED_MEMORY),
@@ -108,6 +111,11 @@ def arguments(strength: Strength, folders: Folders, limits: Limits) -> list[str]
         *("--chdir", _SCRATCH),
         *(word for name, value in _ENVIRONMENT.items() for word in ("--setenv", name, value)),
     ]
+
+
+def _etc_folders(network: bool) -> Iterator[str]:
+    for name in etc_folders(network=network):
+        yield from ("--ro-bind", f"/etc/{name}", f"/etc/{name}")
 
 
 def _walls(strength: Strength) -> list[str]:

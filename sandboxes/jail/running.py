@@ -6,14 +6,17 @@ import asyncio
 import contextlib
 import json
 import signal
+import socket
 import time
 
 import anyio
 from anyio import to_thread
+from anyio.abc import TaskGroup
 
+from sandboxes import connections
 from sandboxes.channel import Channel, file_result
 from sandboxes.errors import DriverFailed
-from sandboxes.execution import Command, Event, Exited, ExitReason, Stderr, Stdout, ToolHandler
+from sandboxes.execution import Command, ConnectionHandler, Event, Exited, ExitReason, Stderr, Stdout, ToolHandler
 from sandboxes.hostfiles import outputs_bytes, usage
 from sandboxes.jail import launch, processes
 from sandboxes.jail.box import OWN_BYTES, OWN_INODES, Box, reopen
@@ -30,8 +33,8 @@ _TAIL = 500
 class Run:
     """``start`` once, then ``next`` until ``Exited``. ``stop`` may come at any time, and then ``ended`` soon."""
 
-    def __init__(self, box: Box, command: Command, tools: ToolHandler) -> None:
-        self._box, self._command = box, command
+    def __init__(self, box: Box, command: Command, tools: ToolHandler, handler: ConnectionHandler) -> None:
+        self._box, self._command, self._handler = box, command, handler
         self._outbox = Outbox(box.limits.output_bytes)
         self._channel = Channel(tools, self._outbox)
         self._cause: ExitReason | None = None
@@ -101,6 +104,8 @@ class Run:
                 side.start_soon(self._feed)
                 side.start_soon(self._watch, started)
                 side.start_soon(self._kill_when_told)
+                if launched.network is not None:
+                    side.start_soon(self._network, launched.network, side)
                 with anyio.CancelScope() as patience:
                     async with anyio.create_task_group() as drains:
                         drains.start_soon(self._drain, launched.stdout, Stdout)
@@ -141,6 +146,12 @@ class Run:
             self._outbox.put_output(kind, data)
             if kind is Stderr:
                 self._stderr_tail = (self._stderr_tail + data)[-_TAIL:]
+
+    async def _network(self, node: socket.socket, side: TaskGroup) -> None:
+        listener = await connections.taken(node)
+        if listener is not None:
+            with listener:
+                await connections.serve(listener, self._handler, side)
 
     async def _feed(self) -> None:
         stdin = self._alive.stdin

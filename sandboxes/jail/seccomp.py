@@ -31,19 +31,21 @@ _JUMP_EQUAL = 0x15  # BPF_JMP | BPF_JEQ | BPF_K
 _JUMP_GREATER = 0x25  # BPF_JMP | BPF_JGT | BPF_K
 _JUMP_ANY_BIT = 0x45  # BPF_JMP | BPF_JSET | BPF_K
 _RETURN = 0x06  # BPF_RET | BPF_K
+_AND = 0x54  # BPF_ALU | BPF_AND | BPF_K
 
 _ALLOW = 0x7FFF0000
 _KILL_PROCESS = 0x80000000
 _ERRNO = 0x00050000
 
 # Offsets in struct seccomp_data. Arguments are 64 bits wide; the low half is first on both architectures.
-_NUMBER, _ARCH, _ARG0, _ARG1 = 0, 4, 16, 24
+_NUMBER, _ARCH, _ARG0, _ARG1, _ARG2 = 0, 4, 16, 24, 32
 
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _X32_FIRST = 0x40000000
 NEW_NAMESPACE_FLAGS = 0x7E020000  # CLONE_NEW{CGROUP,UTS,IPC,USER,PID,NET,NS}; NEWTIME cannot be given to clone()
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C  # typing into a terminal as its owner
 _PERSONALITY_QUERY = 0xFFFFFFFF
+SOCKET_FLAGS = 0x80800  # SOCK_CLOEXEC | SOCK_NONBLOCK: no part of the type
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +110,21 @@ Body = tuple[Rule, ...]
 ALLOW: Body = (_give(_ALLOW),)
 
 
+_TCP_OR_UNIX: Body = (
+    Rule(code=_LOAD, value=_ARG0),
+    Rule(code=_JUMP_EQUAL, value=socket.AF_UNIX, yes=7),
+    Rule(code=_JUMP_EQUAL, value=socket.AF_INET, no=7),
+    Rule(code=_LOAD, value=_ARG1),
+    Rule(code=_AND, value=0xFFFFFFFF & ~SOCKET_FLAGS),
+    Rule(code=_JUMP_EQUAL, value=socket.SOCK_STREAM, no=4),
+    Rule(code=_LOAD, value=_ARG2),
+    Rule(code=_JUMP_EQUAL, value=0, yes=1),
+    Rule(code=_JUMP_EQUAL, value=socket.IPPROTO_TCP, no=1),
+    _give(_ALLOW),
+    _refuse(errno.EAFNOSUPPORT),
+)
+
+
 def refuse(number: int) -> Body:
     """Fail the call with this ``errno``."""
     return (_refuse(number),)
@@ -148,12 +165,13 @@ def _bisect(spans: Sequence[tuple[int, Body]]) -> Sequence[Rule]:
 
 
 @cache
-def program(machine: str = platform.machine()) -> bytes:
+def program(machine: str = platform.machine(), *, network: bool = False) -> bytes:
     """The jail's filter as an array of ``struct sock_filter``, ready for ``bwrap --seccomp``.
 
-    Raises ``KeyError`` for a machine that is not in the table.
+    ``network``: TCP sockets too, which a guest needs to reach its proxy on its own loopback; no UDP, no IPv6, nothing
+    raw. Raises ``KeyError`` for a machine that is not in the table.
     """
-    return stricter({}, machine)
+    return stricter({"socket": _TCP_OR_UNIX} if network else {}, machine)
 
 
 def stricter(changes: Mapping[str, Body], machine: str = platform.machine()) -> bytes:

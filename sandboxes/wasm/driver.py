@@ -12,7 +12,7 @@ from pathlib import Path
 
 import anyio
 
-from sandboxes.driver import Feature, ImageStatus, Sandbox
+from sandboxes.driver import Feature, ImageStatus, Sandbox, refuse_missing
 from sandboxes.errors import DriverFailed
 from sandboxes.execution import Command, Exited
 from sandboxes.jail import cgroups
@@ -85,6 +85,7 @@ class WasmDriver:
     async def _open(self, spec: SandboxSpec, label: str) -> AsyncIterator[Sandbox]:
         if spec.tier is not Tier.WASM:
             raise DriverFailed(f"the wasm driver was asked for tier {spec.tier}")
+        refuse_missing(self, spec)
         if label in self._labels:
             raise DriverFailed(f"a sandbox with the label {label!r} is open; labels are unique on a host")
         self._labels.add(label)

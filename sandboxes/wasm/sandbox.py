@@ -10,7 +10,16 @@ from pathlib import Path
 
 from sandboxes.driver import FileInfo
 from sandboxes.errors import DriverFailed, SandboxClosed
-from sandboxes.execution import Command, Event, Exited, ExitReason, ToolHandler, no_tools
+from sandboxes.execution import (
+    Command,
+    ConnectionHandler,
+    Event,
+    Exited,
+    ExitReason,
+    ToolHandler,
+    no_connections,
+    no_tools,
+)
 from sandboxes.hostfiles import list_outputs, read_output, stream_output
 from sandboxes.spec import Mount, SandboxSpec
 from sandboxes.wasm.launch import WorkerProcess
@@ -41,7 +50,9 @@ class WasmSandbox:
         if self._spec.mounts:
             await asyncio.to_thread(_copy_mounts, self._spec.mounts, self._worker.root / "inputs")
 
-    async def execute(self, command: Command, tools: ToolHandler = no_tools) -> AsyncIterator[Event]:
+    async def execute(
+        self, command: Command, tools: ToolHandler = no_tools, connections: ConnectionHandler = no_connections
+    ) -> AsyncIterator[Event]:
         """See the port."""
         if self._execution is not None:
             raise DriverFailed("this sandbox runs another command; one at a time")

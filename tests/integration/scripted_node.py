@@ -22,7 +22,18 @@ from dataplane.protocol import (
 from dataplane.testing import ControlPlaneDouble
 from sandboxes.driver import Feature, FileInfo, ImageStatus
 from sandboxes.errors import DriverFailed
-from sandboxes.execution import Command, Event, Exited, ExitReason, Stderr, Stdout, ToolHandler, no_tools
+from sandboxes.execution import (
+    Command,
+    ConnectionHandler,
+    Event,
+    Exited,
+    ExitReason,
+    Stderr,
+    Stdout,
+    ToolHandler,
+    no_connections,
+    no_tools,
+)
 from sandboxes.spec import SandboxSpec, Strength, Tier
 
 
@@ -35,7 +46,9 @@ class ScriptedSandbox:
         self._spec = spec
         self._cancelled = anyio.Event()
 
-    async def execute(self, command: Command, tools: ToolHandler = no_tools) -> AsyncIterator[Event]:
+    async def execute(
+        self, command: Command, tools: ToolHandler = no_tools, connections: ConnectionHandler = no_connections
+    ) -> AsyncIterator[Event]:
         verb, _, rest = command.source.partition(" ")
         self._driver.started.set()
         if verb == "print":

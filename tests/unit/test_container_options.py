@@ -18,10 +18,12 @@ from sandboxes.jail import seccomp as jail_seccomp
 from sandboxes.spec import MIB, Limits, Strength
 
 
-def body(tmp_path: Path, runtime: options.Runtime = "runc", **limits: Any) -> dict[str, Any]:
+def body(
+    tmp_path: Path, runtime: options.Runtime = "runc", network: bool = False, gpus: tuple[str, ...] = (), **limits: Any
+) -> dict[str, Any]:
     box = Box(
         id="0123", label="one", root=tmp_path, strength=Strength.FULL, limits=Limits(**limits), uid=200_123,
-        inputs={"data.txt": Path("/srv/data.txt")},
+        inputs={"data.txt": Path("/srv/data.txt")}, network=network, gpus=gpus,
     )  # fmt: skip
     return options.body(
         box, image="sha256:ab", runtime=runtime, words=["/ready"], env={"A": "b"}, stdin=False, owner="me"
@@ -72,6 +74,32 @@ def test_the_profile_allows_what_the_jail_allows_and_no_more() -> None:
         assert closed not in allowed
     families = [rule["args"][0]["value"] for rule in profile["syscalls"] if rule["names"] == ["socket"]]
     assert families == [1], "sockets of this machine only"
+
+
+@pytest.mark.parametrize("runtime", ["runc", "runsc"])
+def test_a_network_grant_gives_no_network_and_tcp_sockets(tmp_path: Path, runtime: options.Runtime) -> None:
+    with_it, without = body(tmp_path, runtime, network=True), body(tmp_path, runtime)
+    assert with_it["HostConfig"]["NetworkMode"] == "none"
+    changed = {name for name, value in with_it["HostConfig"].items() if value != without["HostConfig"][name]}
+    assert changed == {"SecurityOpt"}
+    profile = json.loads(options.seccomp(network=True))
+    rules = [rule["args"] for rule in profile["syscalls"] if rule["names"] == ["socket"]]
+    assert [[arg["value"] for arg in args] for args in rules] == [[1], [2, 0xFFF7F7FF, 0], [2, 0xFFF7F7FF, 6]]
+    assert [args[1]["valueTwo"] for args in rules[1:]] == [1, 1], "streams"
+    assert options.seccomp() != options.seccomp(network=True)
+
+
+def test_exactly_the_assigned_gpus_are_asked_for(tmp_path: Path) -> None:
+    made = body(tmp_path, gpus=("GPU-1a2b", "GPU-3c4d"))
+    asked = [{"Driver": "nvidia", "DeviceIDs": ["GPU-1a2b", "GPU-3c4d"], "Capabilities": [["gpu"]]}]
+    assert made["HostConfig"]["DeviceRequests"] == asked and "STOCKADE_GPUS=GPU-1a2b,GPU-3c4d" in made["Env"]
+    assert body(tmp_path)["HostConfig"]["DeviceRequests"] == []
+
+
+def test_a_declared_gpu_is_never_asked_of_the_engine(tmp_path: Path) -> None:
+    made = body(tmp_path, gpus=("fake-0", "fake-1"))
+    assert made["HostConfig"]["DeviceRequests"] == []
+    assert {"STOCKADE_GPUS=fake-0,fake-1", "STOCKADE_GPUS_FAKE=1"} <= set(made["Env"])
 
 
 @pytest.mark.parametrize("name", ["", "Python", "a/b", "a:b", "../a", "a--b_", "-a", "a" * 65, "stockade@sha256"])

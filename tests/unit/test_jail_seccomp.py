@@ -16,11 +16,18 @@ ARCHES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 TABLE = json.loads((Path(seccomp.__file__).parent / "seccomp.json").read_text())
 
 
-def decide(machine: str, number: int, *args: int, arch: int | None = None, program: bytes | None = None) -> int:
+def decide(
+    machine: str,
+    number: int,
+    *args: int,
+    arch: int | None = None,
+    program: bytes | None = None,
+    network: bool = False,
+) -> int:
     """Run the program (the jail's, unless told) on one system call and return its verdict."""
     padded = (*args, *(0 for _ in range(6 - len(args))))
     data = struct.pack("=IIQ6Q", number, ARCHES[machine] if arch is None else arch, 0, *padded)
-    code = list(struct.iter_unpack("=HBBI", program or seccomp.program(machine)))
+    code = list(struct.iter_unpack("=HBBI", program or seccomp.program(machine, network=network)))
     accumulator, at = 0, 0
     while True:
         op, yes, no, value = code[at]
@@ -29,6 +36,8 @@ def decide(machine: str, number: int, *args: int, arch: int | None = None, progr
             (accumulator,) = struct.unpack_from("=I", data, value)
         elif op == 0x06:
             return int(value)
+        elif op == 0x54:
+            accumulator &= value
         else:
             taken = {0x15: accumulator == value, 0x25: accumulator > value, 0x45: bool(accumulator & value)}[op]
             at += yes if taken else no
@@ -65,6 +74,29 @@ def test_only_unix_sockets(machine: str) -> None:
         assert decide(machine, number(machine, name), 1) == ALLOW
         for family in (2, 10, 16, 17, 38, 40, 44):  # INET, INET6, NETLINK, PACKET, ALG, VSOCK, XDP
             assert decide(machine, number(machine, name), family) == refused(errno.EAFNOSUPPORT), family
+
+
+@pytest.mark.parametrize("machine", ARCHES)
+def test_a_network_grant_adds_tcp_sockets_and_nothing_else(machine: str) -> None:
+    def decided(*arguments: int) -> int:
+        return decide(machine, number(machine, "socket"), *arguments, network=True)
+
+    flags = seccomp.SOCKET_FLAGS
+    for kind, protocol in ((1, 0), (1, 6), (1 | flags, 0)):  # SOCK_STREAM
+        assert decided(2, kind, protocol) == ALLOW
+    for arguments in (
+        (2, 2, 0),
+        (2, 3, 6),
+        (2, 2 | flags, 17),
+        (2, 1, 262),
+        (2, 5, 132),
+        (10, 1, 0),
+        (16, 3, 0),
+        (40, 1, 0),
+    ):
+        assert decided(*arguments) == refused(errno.EAFNOSUPPORT), arguments
+    assert decided(1, 2, 0) == ALLOW
+    assert decide(machine, number(machine, "socketpair"), 2, network=True) == refused(errno.EAFNOSUPPORT)
 
 
 @pytest.mark.parametrize("machine", ARCHES)
