@@ -37,7 +37,7 @@ class _Free:
             + (self.cpu - demand.cpu_milli) / node.cpu_milli_total
             + (self.memory - demand.memory_bytes) / node.memory_total
         )
-        return PACKING_SECONDS * left / 3 + (GPU_SPARE_SECONDS if node.gpu_total else 0.0)
+        return PACKING_SECONDS * left / 3 + (GPU_SPARE_SECONDS if node.gpus else 0.0)
 
     def take(self, demand: Demand) -> str:
         self.slots -= 1

@@ -24,7 +24,7 @@ import numpy as np
 
 from benchmarks.naive_placement import best_fit, first_fit
 from benchmarks.report import summary
-from scheduler.cluster import NodeView, Snapshot
+from scheduler.cluster import GpuView, NodeView, Snapshot
 from scheduler.demand import Demand
 from scheduler.planner import plan
 
@@ -113,7 +113,7 @@ def cluster(size: int) -> tuple[NodeView, ...]:
 
 def _node(name: str, chance: np.random.Generator, *, full: bool) -> NodeView:
     cpu = int(chance.choice((64_000, 96_000, 128_000)))
-    gpu = 8 if chance.random() < 0.1 else 0
+    gpus = tuple(GpuView(f"{name}/{index}", 80 * 1024 * MIB) for index in range(8)) if chance.random() < 0.1 else ()
     return NodeView(
         id=name,
         name=name,
@@ -124,8 +124,7 @@ def _node(name: str, chance: np.random.Generator, *, full: bool) -> NodeView:
         memory_total=4 * cpu * MIB,
         slots_free=0 if full else 512,
         slots_total=512,
-        gpu_free=gpu,
-        gpu_total=gpu,
+        gpus=gpus,
     )
 
 
@@ -147,8 +146,7 @@ def replay(node_list: Path, pod_list: Path) -> dict[str, object]:
                 memory_total=int(row["memory_mib"]) * MIB,
                 slots_free=10_000,
                 slots_total=10_000,
-                gpu_free=int(row["gpu"]),
-                gpu_total=int(row["gpu"]),
+                gpus=tuple(GpuView(f"{row['sn']}/{index}", 0) for index in range(int(row["gpu"]))),
             )
             for row in csv.DictReader(rows)
         )
@@ -171,7 +169,7 @@ def replay(node_list: Path, pod_list: Path) -> dict[str, object]:
         "pods": len(pods),
         "placed": len(result.placements),
         "waiting": len(result.waiting),
-        "gpus": sum(node.gpu_total for node in nodes),
+        "gpus": sum(len(node.gpus) for node in nodes),
         "gpus_wanted": sum(wanted.values()),
         "gpus_allocated": sum(wanted[placement.demand] for placement in result.placements),
         "seconds": round(seconds, 3),

@@ -139,19 +139,24 @@ class Engine:
             return
         if self.controller.current(attempt, step.fence) is None:
             return
+        gpus = tuple(step.detail.get("gpus", ()))
         if one.code is not None and step.tier is not None:
-            one.code.sandbox.tier = step.tier
+            one.code.sandbox.tier, one.code.sandbox.gpus = step.tier, list(gpus)
         assignment = one.assignment(step, attempt, step.fence, step.number, http)
         demand = one.demand
-        node.assign(
+        kept = node.assign(
             Reservation(
                 assignment=assignment,
                 cpu_milli=demand.cpu_milli,
                 memory_bytes=demand.memory_bytes,
-                gpu=demand.gpu,
+                gpus=gpus,
                 sent=0,
             )
         )
+        if not kept:
+            self.controller.tell_cancel(node.id, attempt, step.fence, "its GPUs belong to another")
+            self.controller.apply(run, lambda machine: machine.lost(step, "node_lost", "its GPUs belong to another"))
+            return
         if step.cancelling:
             self.controller.tell_cancel(node.id, attempt, step.fence, step.detail.get("cancelling", "cancelled"))
 

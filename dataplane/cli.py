@@ -125,6 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--label", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--slots", type=int)
     parser.add_argument("--pool-size", type=int, default=2)
+    parser.add_argument("--fake-gpus", metavar="COUNTxMEMORY", help="GPUs that do not exist, for tests: 4x80Gi")
     parser.add_argument("--ca-file", type=Path)
     parser.add_argument("--drain-seconds", type=float, default=30.0)
     parser.add_argument("--container-runtime", choices=("runc", "runsc"), help="default: runsc where the engine has it")
@@ -139,6 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             labels=dict(_pairs(given.label)),
             slots=given.slots,
             pool_size=given.pool_size,
+            fake_gpus=given.fake_gpus,
             ca_file=given.ca_file,
             drain_seconds=given.drain_seconds,
             container_runtime=given.container_runtime,

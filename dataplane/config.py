@@ -41,8 +41,8 @@ class NodeConfig:
     slots: int | None = None
     cpu_milli: int | None = None
     memory_bytes: int | None = None
-    gpu: int = 0
-    gpu_memory_bytes: int = 0
+    fake_gpus: str | None = None
+    """``4x80Gi`` declares GPUs that do not exist, for tests; ``None`` reports those that the driver shows."""
     pool_size: int = 2
     cache_bytes: int = 4 * GIB
     ca_file: Path | None = None

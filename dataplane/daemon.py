@@ -116,6 +116,7 @@ class NodeDaemon:
         pid_file = self._config.state_dir / "node.pid"
         try:
             await anyio.to_thread.run_sync(self._prepare_state, pid_file)
+            await self._inventory.find_gpus()
             for tier, driver in self._drivers.items():
                 try:
                     await driver.reap(keep=())
@@ -141,6 +142,7 @@ class NodeDaemon:
                     self._record.serve,
                     self._spool.serve,
                     self._inventory.refresh_data,
+                    self._inventory.refresh_gpus,
                     self._prepare_images,
                 ):
                     tasks.start_soon(serve)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import anyio
 import anyio.to_thread
@@ -12,7 +12,8 @@ from dataplane.artifact_cache import ArtifactCache
 from dataplane.attempts import Attempt, free
 from dataplane.config import NodeConfig
 from dataplane.data_roots import DataRoots
-from dataplane.protocol import FEATURES, VERSION, Capacity, DataRoot, Heartbeat, ImageState, Register
+from dataplane.gpus import fake_gpus, find_gpus, told
+from dataplane.protocol import FEATURES, VERSION, Capacity, DataRoot, GpuDevice, Heartbeat, ImageState, Register
 from sandboxes.driver import Driver
 from sandboxes.spec import Tier
 
@@ -20,9 +21,10 @@ SLOTS_PER_CPU = 32
 """Tool calls wait for the network and cost little: the slots bound tasks, CPU and memory bound sandboxes."""
 MEMORY_SHARE = 0.8
 DATA_REFRESH_SECONDS = 60.0
+GPU_REFRESH_SECONDS = 15.0
 
 
-def capacity(config: NodeConfig) -> Capacity:
+def capacity(config: NodeConfig, gpus: Sequence[GpuDevice]) -> Capacity:
     """Totals: what is configured, else what the machine has (memory less a share for the system)."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = config.memory_bytes
@@ -32,8 +34,8 @@ def capacity(config: NodeConfig) -> Capacity:
         cpu_milli=config.cpu_milli if config.cpu_milli is not None else cpus * 1000,
         memory_bytes=memory,
         slots=config.slots if config.slots is not None else cpus * SLOTS_PER_CPU,
-        gpu=config.gpu,
-        gpu_memory_bytes=config.gpu_memory_bytes,
+        gpu=len(gpus),
+        gpu_memory_bytes=min((one.memory_bytes for one in gpus), default=0),
     )
 
 
@@ -53,7 +55,10 @@ class Inventory:
         self._absent = absent
         self._roots = roots
         self._cache = cache
-        self._total = capacity(config)
+        self._gpus: tuple[GpuDevice, ...] = fake_gpus(config.fake_gpus) if config.fake_gpus else ()
+        self._gpus_absent = ""
+        self._told_gpus: list[GpuDevice] = []
+        self._total = capacity(config, self._gpus)
         self._data: list[DataRoot] = []
         self._told_data: list[DataRoot] = []
         self._told_images: list[ImageState] = []
@@ -61,6 +66,7 @@ class Inventory:
     def registration(self, identity: str, proof: str, boot_id: str) -> Register:
         """All there is; from here on heartbeats tell the changes."""
         self._told_images, self._told_data = self._images(), self._data
+        self._told_gpus = told(self._gpus)
         self._cache.tell_all()
         return Register(
             identity=identity,
@@ -74,18 +80,22 @@ class Inventory:
             images=self._told_images,
             labels=dict(self._config.labels),
             data=self._data,
+            gpus=self._told_gpus,
+            gpus_absent=self._gpus_absent,
         )
 
     def heartbeat(
         self, attempts: Collection[Attempt], unreported: Collection[tuple[str, int]], *, draining: bool
     ) -> Heartbeat:
         images = self._images()
+        gpus = told(self._gpus)
         added, removed = self._cache.changes()
         return Heartbeat(
             free=free(self._total, attempts),
             attempts=[*(attempt.key for attempt in attempts), *unreported],
             images=None if images == self._told_images else images,
             data=None if self._data == self._told_data else self._data,
+            gpus=None if gpus == self._told_gpus else gpus,
             cached_added=added,
             cached_removed=removed,
             draining=draining,
@@ -97,7 +107,23 @@ class Inventory:
             self._told_images = heartbeat.images
         if heartbeat.data is not None:
             self._told_data = heartbeat.data
+        if heartbeat.gpus is not None:
+            self._told_gpus = heartbeat.gpus
         self._cache.settle(heartbeat.cached_added, heartbeat.cached_removed)
+
+    async def find_gpus(self) -> None:
+        """Look at the GPUs, before the first registration and later; declared ones stay as they are."""
+        if self._config.fake_gpus:
+            return
+        self._gpus, self._gpus_absent = await anyio.to_thread.run_sync(find_gpus)
+        self._total = capacity(self._config, self._gpus)
+
+    async def refresh_gpus(self) -> None:
+        """Look at the GPUs again and again until cancelled, if there were any at the start."""
+        watched = bool(self._gpus) and not self._config.fake_gpus
+        while watched:
+            await anyio.sleep(GPU_REFRESH_SECONDS)
+            await self.find_gpus()
 
     async def refresh_data(self) -> None:
         """Look at the data roots again and again until cancelled."""

@@ -22,6 +22,8 @@ import msgspec
 VERSION = 1
 FEATURES: frozenset[str] = frozenset({"freeze", "scrub", "tool_gateway"})
 """What this version can be required to do."""
+FAKE_GPU = "fake-gpu-"
+"""How the id of a declared GPU begins: there is no device behind it, and no driver is asked for one."""
 
 
 class Wire(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -53,6 +55,17 @@ class DataRoot(Wire):
     files: int
 
 
+class GpuDevice(Wire):
+    """One GPU, or one MIG slice of it. ``uuid`` is the driver's name of it; ``fake`` ones are declared for tests."""
+
+    uuid: str
+    index: int
+    name: str
+    memory_bytes: int
+    memory_free_bytes: int
+    fake: bool = False
+
+
 class Register(Wire):
     """``identity`` is the node's stable name; a new ``boot_id`` under it ends its earlier attempts.
 
@@ -70,6 +83,8 @@ class Register(Wire):
     images: list[ImageState] = []
     labels: dict[str, str] = {}
     data: list[DataRoot] = []
+    gpus: list[GpuDevice] = []
+    gpus_absent: str = ""  # why there are none
 
 
 class Registered(Wire):
@@ -90,6 +105,7 @@ class Heartbeat(Wire):
     attempts: list[tuple[str, int]] = []
     images: list[ImageState] | None = None
     data: list[DataRoot] | None = None
+    gpus: list[GpuDevice] | None = None
     cached_added: list[str] = []  # artifact digests
     cached_removed: list[str] = []
     draining: bool = False
@@ -101,6 +117,7 @@ class SandboxRequest(Wire):
     memory_bytes: int
     wall_seconds: float
     cpu_milli: int = 1000
+    gpus: list[str] = []  # ids of the devices that are its own while it runs; ``FAKE_GPU`` ones exist nowhere
 
 
 class InputGrant(Wire):

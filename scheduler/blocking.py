@@ -40,34 +40,38 @@ def reasons_for(snapshot: Snapshot, ledger: Ledger, demand: Demand, board: Score
 
 
 def _gpu_too_small(snapshot: Snapshot, needs: Needs, rows: Rows, code: ReasonCode) -> bool:
-    return code is ReasonCode.GPU and bool((snapshot.gpu_memory[rows] < needs.gpu_memory_bytes).all())
+    """Whether these have GPUs, and none with the memory asked for."""
+    if code is not ReasonCode.GPU or not needs.gpu_memory_bytes:
+        return False
+    enough = snapshot.gpus_of(needs.gpu_memory_bytes, free=False)[rows] >= needs.gpu
+    return not enough.any() and bool((snapshot.gpu_total[rows] >= needs.gpu).any())
 
 
 def _capacity(
     snapshot: Snapshot, ledger: Ledger, demand: Demand, board: Scoreboard, code: ReasonCode, rows: Rows
 ) -> Reason:
     needs, excluded = board.needs, len(rows)
-    if needs.gpu and needs.gpu_memory_bytes:
-        rows = rows[snapshot.gpu_memory[rows] >= needs.gpu_memory_bytes]
-    totals, left = snapshot.totals, ledger.columns
+    totals, left = snapshot.totals(needs.gpu_memory_bytes), ledger.columns(needs)
     lacking = shortage(needs, totals, rows)
     busy = rows[lacking == 0.0]
     asked = _asked(needs, code)
     if busy.size:
         nearest = int(busy[shortage(needs, left, busy).argmin()])
         name, lacks = snapshot.nodes[nearest].name, " and ".join(_lacks(needs, left, nearest))
+        has = f"node {name} has {_free(needs, left, totals, code, nearest)}"
         return Reason(
             code=code,
-            message=f"{_nodes(busy)} could take it but lack {_WORDS[code]} now (it asks for {asked})",
+            message=f"it needs {asked}; {_nodes(busy)} could take it but {_lack(busy)} {_WORDS[code]} now: {has}",
             fix=f"wait: it would fit on node {name} with {lacks} more free; or ask for less",
             nodes=excluded,
             permanent=False,
         )
     nearest = int(rows[lacking.argmin()])
     name, lacks = snapshot.nodes[nearest].name, " and ".join(_lacks(needs, totals, nearest))
+    has = f"node {name} has {_free(needs, left, totals, code, nearest)}"
     return Reason(
         code=code,
-        message=f"{_nodes(rows)} can never take it: it asks for {asked}, which exceeds what they have in total",
+        message=f"it needs {asked}, which exceeds what {_nodes(rows)} {_has(rows)} in total: {has}",
         fix=f"ask for less or join a larger node: it would fit on node {name} with {lacks} more",
         nodes=excluded,
         permanent=True,
@@ -119,8 +123,9 @@ def _other(
             message, fix = _held_words(snapshot, ledger.held, demand)
             permanent = False
         case _:
-            most = int(snapshot.gpu_memory[rows].max())
-            message = f"{some} whose GPUs have less than {_memory(board.needs.gpu_memory_bytes)} each"
+            count, least = board.needs.gpu, _memory(board.needs.gpu_memory_bytes)
+            most = max(_largest(snapshot, row, count) for row in rows)
+            message = f"{some} without {_gpus(count)} of at least {least}"
             fix = f"ask for at most {_memory(most)} per GPU, or join a node with larger ones"
     return Reason(code=code, message=message, fix=fix, nodes=len(rows), permanent=permanent)
 
@@ -143,17 +148,43 @@ def _held_words(snapshot: Snapshot, held: Hold, demand: Demand) -> tuple[str, st
     return message, "wait until that step has its place, ask for less, or join another node"
 
 
+def _free(needs: Needs, left: Columns, totals: Columns, code: ReasonCode, row: int) -> str:
+    """What a node has of the resource: ``1 free of 2``."""
+    place = CAPACITY.index(code)
+    free, total = int(left[place][row]), int(totals[place][row])
+    if code is ReasonCode.GPU:
+        least = f" of at least {_memory(needs.gpu_memory_bytes)}" if needs.gpu_memory_bytes else ""
+        return f"{free} GPU{'' if free == 1 else 's'} free of {total}{least}"
+    say = {ReasonCode.CPU: _cpus, ReasonCode.MEMORY: _memory}.get(code, _slots)
+    return f"{say(free)} free of {say(total)}"
+
+
+def _largest(snapshot: Snapshot, row: int, count: int) -> int:
+    """The most memory that each of so many GPUs of a node has; 0 where it has fewer."""
+    found = sorted((gpu.memory_bytes for gpu in snapshot.nodes[row].gpus), reverse=True)
+    return found[count - 1] if len(found) >= count else 0
+
+
+def _lack(rows: Rows) -> str:
+    return "lacks" if len(rows) == 1 else "lack"
+
+
+def _has(rows: Rows) -> str:
+    return "has" if len(rows) == 1 else "have"
+
+
 _WORDS = {ReasonCode.GPU: "GPUs", ReasonCode.CPU: "CPU", ReasonCode.MEMORY: "memory", ReasonCode.SLOTS: "a slot"}
 
 
 def _asked(needs: Needs, code: ReasonCode) -> str:
     match code:
         case ReasonCode.GPU:
-            return _gpus(needs.gpu)
+            least = f" of at least {_memory(needs.gpu_memory_bytes)}" if needs.gpu_memory_bytes else ""
+            return _gpus(needs.gpu) + least
         case ReasonCode.CPU:
             return _cpus(needs.cpu_milli)
         case ReasonCode.MEMORY:
-            return _memory(needs.memory_bytes)
+            return f"{_memory(needs.memory_bytes)} of memory"
         case _:
             return _slots(1)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from operator import attrgetter
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -37,13 +37,22 @@ class Unschedulable(StrEnum):
     LOST = "lost"
 
 
+class GpuView(NamedTuple):
+    """One device, or one slice of it: what is given out whole. ``free`` means that nobody has it."""
+
+    id: str
+    memory_bytes: int
+    free: bool = True
+    fake: bool = False
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NodeView:
     """One node as the scheduler sees it.
 
     ``tiers`` maps a tier to its images and whether each is ready; ``tiers_absent`` says why a tier is missing;
     ``holds`` are data names (``data://NAME``) and artifact digests present there; ``warm`` counts idle sandboxes by
-    (tier, image); ``gpu_memory_bytes`` is per device; ``wait_seconds`` is how long an assignment would queue on the
+    (tier, image); ``wait_seconds`` is how long an assignment would queue on the
     node before it starts. A node that is not ``schedulable`` and does not say why counts as cordoned.
     """
 
@@ -56,9 +65,7 @@ class NodeView:
     memory_total: int
     slots_free: int
     slots_total: int
-    gpu_free: int = 0
-    gpu_total: int = 0
-    gpu_memory_bytes: int = 0
+    gpus: tuple[GpuView, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     holds: frozenset[str] = frozenset()
     schedulable: bool = True
@@ -105,11 +112,35 @@ class Snapshot:
 
     @cached_property
     def gpu_total(self) -> Ints:
-        return self._amounts("gpu_total")
+        return np.fromiter((len(node.gpus) for node in self.nodes), dtype=np.int64, count=len(self.nodes))
 
     @cached_property
-    def gpu_memory(self) -> Ints:
-        return self._amounts("gpu_memory_bytes")
+    def _gpus(self) -> tuple[Rows, Ints, Bools]:
+        """Of every device: the row it is on, its memory, whether it is free."""
+        found = [
+            (row, max(0, min(gpu.memory_bytes, LARGEST)), gpu.free)
+            for row in np.flatnonzero(self.gpu_total).tolist()
+            for gpu in self.nodes[row].gpus
+        ]
+        rows, memory, free = zip(*found, strict=True) if found else ((), (), ())
+        return np.array(rows, dtype=np.intp), np.array(memory, dtype=np.int64), np.array(free, dtype=np.bool_)
+
+    def gpus_of(self, memory_bytes: int, *, free: bool) -> Ints:
+        """Devices with at least this much memory on each node: the free ones, or all. Shared: do not write into it."""
+        column = self._gpu_counts.get((memory_bytes, free))
+        if column is None:
+            rows, memory, is_free = self._gpus
+            wanted = memory >= memory_bytes
+            if free:
+                wanted &= is_free
+            column = self._gpu_counts[memory_bytes, free] = np.bincount(rows[wanted], minlength=len(self)).astype(
+                np.int64
+            )
+        return column
+
+    @cached_property
+    def _gpu_counts(self) -> dict[tuple[int, bool], Ints]:
+        return {}
 
     @cached_property
     def cpu_free(self) -> Ints:
@@ -123,10 +154,6 @@ class Snapshot:
     @cached_property
     def slots_free(self) -> Ints:
         return np.minimum(self._amounts("slots_free"), self.slots_total)
-
-    @cached_property
-    def gpu_free(self) -> Ints:
-        return np.minimum(self._amounts("gpu_free"), self.gpu_total)
 
     @cached_property
     def cpu_share(self) -> Floats:
@@ -145,10 +172,9 @@ class Snapshot:
     def gpu_share(self) -> Floats:
         return _share(self.gpu_total)
 
-    @property
-    def totals(self) -> tuple[Ints, Ints, Ints, Ints]:
-        """GPUs, CPU, memory, slots."""
-        return self.gpu_total, self.cpu_total, self.memory_total, self.slots_total
+    def totals(self, gpu_memory_bytes: int) -> tuple[Ints, Ints, Ints, Ints]:
+        """GPUs of at least this memory, CPU, memory, slots."""
+        return self.gpus_of(gpu_memory_bytes, free=False), self.cpu_total, self.memory_total, self.slots_total
 
     @cached_property
     def bandwidth(self) -> Floats:

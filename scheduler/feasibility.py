@@ -15,7 +15,7 @@ from scheduler.explanation import NUMBER, ReasonCode
 from scheduler.ledger import Ledger, Needs
 
 CAPACITY = (ReasonCode.GPU, ReasonCode.CPU, ReasonCode.MEMORY, ReasonCode.SLOTS)
-NOTHING = (0, 0, 0, 0)
+NOTHING = (0, 0, 0)
 
 
 def tier_choice(snapshot: Snapshot, demand: Demand) -> tuple[Codes, Codes]:
@@ -35,7 +35,7 @@ def fixed_filters(snapshot: Snapshot, demand: Demand, needs: Needs, readiness: C
     """Filters that no reservation changes. Written from the last to the first, so that the first one is kept."""
     blocked = np.zeros(len(snapshot), dtype=np.int8)
     if needs.gpu and needs.gpu_memory_bytes:
-        blocked[snapshot.gpu_memory < needs.gpu_memory_bytes] = NUMBER[ReasonCode.GPU]
+        blocked[snapshot.gpus_of(needs.gpu_memory_bytes, free=False) == 0] = NUMBER[ReasonCode.GPU]
     for need in demand.inputs:
         if need.pinned:
             blocked[~snapshot.holders(need.key)] = NUMBER[ReasonCode.DATA_NOT_EXPORTED]
@@ -58,7 +58,7 @@ def capacity_filters(ledger: Ledger, needs: Needs, fixed: Codes) -> Codes:
     if needs.cpu_milli:
         blocked[ledger.cpu < needs.cpu_milli] = NUMBER[ReasonCode.CPU]
     if needs.gpu:
-        blocked[ledger.gpu < needs.gpu] = NUMBER[ReasonCode.GPU]
+        blocked[ledger.gpus(needs.gpu_memory_bytes) < needs.gpu] = NUMBER[ReasonCode.GPU]
     if ledger.held is not None and blocked[ledger.held.row]:
         blocked[ledger.held.row] = capacity_filter_at(ledger, needs, ledger.held.row)
     return np.where(fixed > 0, fixed, blocked)
@@ -66,16 +66,16 @@ def capacity_filters(ledger: Ledger, needs: Needs, fixed: Codes) -> Codes:
 
 def capacity_filter_at(ledger: Ledger, needs: Needs, row: int) -> int:
     """``capacity_filters`` for one node that passed the fixed filters."""
-    verdict = _first_short(ledger, needs, row, NOTHING)
+    verdict = _first_short(ledger, needs, row, NOTHING, 0)
     if verdict and ledger.held is not None and ledger.held.row == row:
-        unheld = _first_short(ledger, needs, row, ledger.held.amounts)
+        unheld = _first_short(ledger, needs, row, ledger.held.amounts, ledger.held.gpus(needs.gpu_memory_bytes))
         return unheld or NUMBER[ReasonCode.HELD]
     return verdict
 
 
-def _first_short(ledger: Ledger, needs: Needs, row: int, besides: tuple[int, int, int, int]) -> int:
-    gpu, cpu, memory, slots = besides
-    if needs.gpu and ledger.gpu[row] + gpu < needs.gpu:
+def _first_short(ledger: Ledger, needs: Needs, row: int, besides: tuple[int, int, int], gpus: int) -> int:
+    cpu, memory, slots = besides
+    if needs.gpu and ledger.gpus(needs.gpu_memory_bytes)[row] + gpus < needs.gpu:
         return NUMBER[ReasonCode.GPU]
     if needs.cpu_milli and ledger.cpu[row] + cpu < needs.cpu_milli:
         return NUMBER[ReasonCode.CPU]

@@ -23,10 +23,10 @@ from scheduler.scoreboard import Scoreboard
 def hold_for(snapshot: Snapshot, ledger: Ledger, demand: Demand, board: Scoreboard) -> Hold | None:
     """Hold a node for a demand that fits nowhere now; ``None`` when no node could ever take it."""
     rows = board.eligible
-    rows = rows[shortage(board.needs, snapshot.totals, rows) == 0.0]
+    rows = rows[shortage(board.needs, snapshot.totals(board.needs.gpu_memory_bytes), rows) == 0.0]
     if not rows.size:
         return None
-    row = int(rows[shortage(board.needs, ledger.columns, rows).argmin()])
+    row = int(rows[shortage(board.needs, ledger.columns(board.needs), rows).argmin()])
     return ledger.hold(row, board.needs, demand)
 
 

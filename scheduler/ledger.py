@@ -1,4 +1,8 @@
-"""Capacity during one ``plan`` call: starts as the snapshot's free columns, and each reservation takes from it."""
+"""Capacity during one ``plan`` call: starts as the snapshot's free columns, and each reservation takes from it.
+
+CPU, memory and slots are amounts. GPUs are devices, each given to one demand: the smallest that will do goes first, so
+that the large ones are left for who needs them.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
-from scheduler.cluster import LARGEST, Floats, Ints, Rows, Snapshot
+from scheduler.cluster import LARGEST, Floats, GpuView, Ints, Rows, Snapshot
 from scheduler.demand import Demand
 
 
@@ -36,7 +40,7 @@ class Needs:
 
 
 Columns = tuple[Ints, Ints, Ints, Ints]
-"""GPUs, CPU, memory, slots."""
+"""GPUs that will do, CPU, memory, slots."""
 
 
 def shortage(needs: Needs, columns: Columns, rows: Rows) -> Floats:
@@ -50,11 +54,17 @@ def shortage(needs: Needs, columns: Columns, rows: Rows) -> Floats:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hold:
-    """A node kept for a demand that does not fit there yet. ``amounts`` is what was taken out of what is free."""
+    """A node kept for a demand that does not fit there yet: ``amounts`` (CPU, memory, slots) and devices taken out of
+    what is free."""
 
     row: int
     demand: Demand
-    amounts: tuple[int, int, int, int]
+    amounts: tuple[int, int, int]
+    devices: tuple[GpuView, ...] = ()
+
+    def gpus(self, memory_bytes: int) -> int:
+        """How many of the devices have at least this much memory."""
+        return sum(one.memory_bytes >= memory_bytes for one in self.devices)
 
 
 class Ledger:
@@ -65,6 +75,8 @@ class Ledger:
         self.held: Hold | None = None
         self._snapshot = snapshot
         self._warm: dict[tuple[str, str | None], Ints] = {}
+        self._gpus: dict[int, Ints] = {}
+        self._devices: dict[int, list[GpuView]] = {}
 
     def warm(self, tier: str, image: str | None) -> Ints:
         """Idle sandboxes left of this tier and image, per node."""
@@ -86,14 +98,18 @@ class Ledger:
     def slots(self) -> Ints:
         return self._snapshot.slots_free.copy()
 
-    @cached_property
-    def gpu(self) -> Ints:
-        return self._snapshot.gpu_free.copy()
+    def gpus(self, memory_bytes: int) -> Ints:
+        """Devices left with at least this much memory, per node."""
+        column = self._gpus.get(memory_bytes)
+        if column is None:
+            column = self._gpus[memory_bytes] = self._snapshot.gpus_of(memory_bytes, free=True).copy()
+            for row, devices in self._devices.items():
+                column[row] = sum(one.memory_bytes >= memory_bytes for one in devices)
+        return column
 
-    @property
-    def columns(self) -> Columns:
+    def columns(self, needs: Needs) -> Columns:
         """What is left."""
-        return self.gpu, self.cpu, self.memory, self.slots
+        return self.gpus(needs.gpu_memory_bytes), self.cpu, self.memory, self.slots
 
     def room(self, row: int, needs: Needs) -> int:
         """How many such demands still fit on the node."""
@@ -103,32 +119,53 @@ class Ledger:
         if needs.memory_bytes:
             room = min(room, int(self.memory[row]) // needs.memory_bytes)
         if needs.gpu:
-            room = min(room, int(self.gpu[row]) // needs.gpu)
+            room = min(room, int(self.gpus(needs.gpu_memory_bytes)[row]) // needs.gpu)
         return room
 
-    def reserve(self, row: int, needs: Needs, count: int, tier: str | None, image: str | None) -> None:
-        """Take ``count`` times the needs. The caller has checked ``room``."""
+    def reserve(
+        self, row: int, needs: Needs, count: int, tier: str | None, image: str | None
+    ) -> list[tuple[GpuView, ...]]:
+        """Take ``count`` times the needs; the devices of each. The caller has checked ``room``."""
         self.slots[row] -= count
         if needs.cpu_milli:
             self.cpu[row] -= count * needs.cpu_milli
         if needs.memory_bytes:
             self.memory[row] -= count * needs.memory_bytes
-        if needs.gpu:
-            self.gpu[row] -= count * needs.gpu
         if tier is not None:
             warm = self.warm(tier, image)
             warm[row] = max(0, int(warm[row]) - count)
         self.changes.append(row)
+        if not needs.gpu:
+            return [()] * count
+        devices = self._take(row, count * needs.gpu, needs.gpu_memory_bytes)
+        return [devices[first : first + needs.gpu] for first in range(0, len(devices), needs.gpu)]
 
     def hold(self, row: int, needs: Needs, demand: Demand) -> Hold:
         """Keep the node for a demand that lacks something there: all that is free of what it lacks, and its full need
         of the rest. Others may use what is left over, which cannot delay it."""
+        gpus = min(needs.gpu, int(self.gpus(needs.gpu_memory_bytes)[row]))
+        devices = self._take(row, gpus, needs.gpu_memory_bytes)
         taken = []
-        for need, column in zip(needs.amounts(), self.columns, strict=True):
+        for need, column in zip(needs.amounts()[1:], (self.cpu, self.memory, self.slots), strict=True):
             amount = min(need, int(column[row]))
             column[row] -= amount
             taken.append(amount)
-        gpu, cpu, memory, slots = taken
-        self.held = Hold(row=row, demand=demand, amounts=(gpu, cpu, memory, slots))
+        cpu, memory, slots = taken
+        self.held = Hold(row=row, demand=demand, amounts=(cpu, memory, slots), devices=devices)
         self.changes.append(row)
         return self.held
+
+    def _take(self, row: int, count: int, memory_bytes: int) -> tuple[GpuView, ...]:
+        """The smallest free devices that will do, in the node's own order among equals."""
+        if not count:
+            return ()
+        left = self._devices.get(row)
+        if left is None:
+            left = [one for one in self._snapshot.nodes[row].gpus if one.free]
+        fitting = sorted((one for one in left if one.memory_bytes >= memory_bytes), key=lambda one: one.memory_bytes)
+        taken = tuple(fitting[:count])
+        chosen = {one.id for one in taken}
+        self._devices[row] = [one for one in left if one.id not in chosen]
+        for least, column in self._gpus.items():
+            column[row] -= sum(one.memory_bytes >= least for one in taken)
+        return taken

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from scheduler.blocking import reasons_for
-from scheduler.cluster import Snapshot
+from scheduler.cluster import GpuView, Snapshot
 from scheduler.demand import Demand, Shape, shape_of
 from scheduler.explanation import Explanation, Reason
 from scheduler.holding import hold_for, with_hold
@@ -25,13 +25,17 @@ from scheduler.scoreboard import Scoreboard
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placement:
-    """A demand has a node. ``tier`` is never ``"auto"``; it and ``image`` are ``None`` for a tool step."""
+    """A demand has a node. ``tier`` is never ``"auto"``; it and ``image`` are ``None`` for a tool step.
+
+    ``gpus`` are the devices that are its own.
+    """
 
     demand: str
     node: str
     tier: str | None
     image: str | None
     explanation: Explanation
+    gpus: tuple[GpuView, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,8 +81,14 @@ def by_boards(snapshot: Snapshot, demands: Sequence[Demand]) -> Plan:
             board = boards[shape] = Scoreboard(snapshot, ledger, batch[0])
         while batch and (row := board.cheapest()) >= 0:
             count = min(len(batch), board.uniform_room(row))
-            placements += _placed(snapshot, board, row, batch[:count])
-            ledger.reserve(row, board.needs, count, board.tier_at(row), batch[0].image)
+            why = board.explanation()
+            tier = board.tier_at(row)
+            image = None if tier is None else batch[0].image
+            devices = ledger.reserve(row, board.needs, count, tier, image)
+            placements += [
+                Placement(demand=one.id, node=snapshot.nodes[row].id, tier=tier, image=image, explanation=why, gpus=own)
+                for one, own in zip(batch[:count], devices, strict=True)
+            ]
             batch = batch[count:]
         if batch and batch[0].starving and ledger.held is None:
             reasons, why = reasons_for(snapshot, ledger, batch[0], board), board.explanation()
@@ -105,14 +115,6 @@ def _all_placed(snapshot: Snapshot, demands: Sequence[Demand], chunks: list[tupl
         for demand in islice(queue, count)
     ]
     return Plan(placements=tuple(placements), waiting=())
-
-
-def _placed(snapshot: Snapshot, board: Scoreboard, row: int, demands: Sequence[Demand]) -> list[Placement]:
-    node = snapshot.nodes[row].id
-    tier = board.tier_at(row)
-    image = None if tier is None else demands[0].image
-    why = board.explanation()
-    return [Placement(demand=demand.id, node=node, tier=tier, image=image, explanation=why) for demand in demands]
 
 
 def _batches(demands: Sequence[Demand]) -> list[tuple[Shape, list[Demand]]]:

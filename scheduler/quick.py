@@ -43,7 +43,7 @@ def quick(nodes: Sequence[NodeView], demand: Demand, count: int) -> list[tuple[i
         row = _Row(node, cpu, memory)
         rows.append(row)
         waits = waits or row.wait > 0
-        spares = spares or node.gpu_total > 0
+        spares = spares or bool(node.gpus)
     chunks: list[tuple[int, int, Explanation]] = []
     while count:
         fits: list[Fit] = []
@@ -120,7 +120,7 @@ class _Row:
             left, used = left + (self.memory - self.memory_each) * (1.0 / max(self.memory_total, 1)), used + 1
         terms: dict[str, float] = {"wait": self.wait} if waits else {}
         if spares:
-            terms["gpu_spare"] = GPU_SPARE_SECONDS if self.node.gpu_total > 0 else 0.0
+            terms["gpu_spare"] = GPU_SPARE_SECONDS if self.node.gpus else 0.0
         terms["packing"] = left * (PACKING_SECONDS / used)
         return terms
 

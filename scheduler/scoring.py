@@ -89,7 +89,7 @@ class Packing:
         if self._memory is not None:
             left = left + (ledger.memory - self._needs.memory_bytes) * self._memory
         if self._gpu is not None:
-            left = left + (ledger.gpu - self._needs.gpu) * self._gpu
+            left = left + (ledger.gpus(self._needs.gpu_memory_bytes) - self._needs.gpu) * self._gpu
         return left * self._weight
 
     def at(self, ledger: Ledger, row: int) -> float:
@@ -100,5 +100,5 @@ class Packing:
         if self._memory is not None:
             left += (int(ledger.memory[row]) - self._needs.memory_bytes) * float(self._memory[row])
         if self._gpu is not None:
-            left += (int(ledger.gpu[row]) - self._needs.gpu) * float(self._gpu[row])
+            left += (int(ledger.gpus(self._needs.gpu_memory_bytes)[row]) - self._needs.gpu) * float(self._gpu[row])
         return left * self._weight

@@ -14,14 +14,16 @@ from typing import Any
 
 import msgspec
 
+from controlplane.nodes.devices import DeviceLedger
 from controlplane.times import rfc3339
 from dataplane.protocol import Assignment, Directive, Heartbeat, Register
-from scheduler.cluster import NodeView, Snapshot, Unschedulable
+from scheduler.cluster import GpuView, NodeView, Snapshot, Unschedulable
 
 CACHE_LISTED = 20_000
 CALLS_MOST = 4096
 """Tool calls in flight on one node."""
 PREPARE_AGAIN_SECONDS = 300.0
+GPUS_MOST = 64
 
 
 @dataclass(kw_only=True, eq=False)
@@ -31,7 +33,7 @@ class Reservation:
     assignment: Assignment
     cpu_milli: int
     memory_bytes: int
-    gpu: int
+    gpus: tuple[str, ...] = ()
     seen: bool = False
     sent: int | None = None
 
@@ -57,6 +59,7 @@ class Node:
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     cached: set[str] = field(default_factory=set)
     preparing: dict[tuple[str, str], float] = field(default_factory=dict)
+    devices: DeviceLedger = field(default_factory=DeviceLedger)
     _holds: frozenset[str] | None = field(default=None, init=False)
 
     @property
@@ -73,14 +76,14 @@ class Node:
         return "cordoned" if self.cordoned else "ready"
 
     def free(self) -> tuple[int, int, int, int]:
-        """(cpu_milli, memory_bytes, slots, gpu) not reserved."""
+        """(cpu_milli, memory_bytes, slots, GPUs) not reserved."""
         total, taken = self.declared.capacity, self.reservations.values()
         sandboxes = sum(1 for one in taken if one.assignment.code is not None)
         return (
             total.cpu_milli - sum(one.cpu_milli for one in taken),
             total.memory_bytes - sum(one.memory_bytes for one in taken),
             total.slots - sandboxes,
-            total.gpu - sum(one.gpu for one in taken),
+            sum(1 for one in self.declared.gpus if self.devices.holder(one.uuid) is None),
         )
 
     def holds(self) -> frozenset[str]:
@@ -93,11 +96,11 @@ class Node:
         """The same boot registered again: what it holds and is owed stays, shared with who still has the old object."""
         self.reservations, self.outbox, self.directives = known.reservations, known.outbox, known.directives
         self.cached, self.preparing, self.wake = known.cached, known.preparing, known.wake
-        self.cordoned, self.draining = known.cordoned, known.draining
+        self.cordoned, self.draining, self.devices = known.cordoned, known.draining, known.devices
 
     def view(self, *, sandboxes: bool) -> NodeView:
         """As the scheduler sees it. Slots are of sandboxes; a tool call takes none of them, but has a bound too."""
-        cpu, memory, slots, gpu = self.free()
+        cpu, memory, slots, _gpus = self.free()
         declared, total = self.declared, self.declared.capacity
         most = total.slots if sandboxes else CALLS_MOST
         if not sandboxes:
@@ -124,9 +127,10 @@ class Node:
             memory_total=total.memory_bytes,
             slots_free=slots,
             slots_total=most,
-            gpu_free=gpu,
-            gpu_total=total.gpu,
-            gpu_memory_bytes=total.gpu_memory_bytes,
+            gpus=tuple(
+                GpuView(one.uuid, one.memory_bytes, self.devices.holder(one.uuid) is None, one.fake)
+                for one in declared.gpus
+            ),
             labels=declared.labels,
             holds=self.holds(),
             schedulable=why is None,
@@ -152,6 +156,8 @@ class Node:
             "capacity": msgspec.to_builtins(declared.capacity),
             "free": {"cpu_milli": cpu, "memory_bytes": memory, "slots": slots, "gpu": gpu},
             "labels": declared.labels,
+            "gpus": [{**msgspec.structs.asdict(one), "holder": self.devices.holder(one.uuid)} for one in declared.gpus],
+            "gpus_absent": declared.gpus_absent,
             "data": [msgspec.to_builtins(root) for root in declared.data],
             "cached": len(self.cached),
             "attempts": len(self.reservations),
@@ -159,9 +165,22 @@ class Node:
             "boot_id": declared.boot_id,
         }
 
-    def assign(self, reservation: Reservation) -> None:
-        """Hold capacity; the assignment is given out by ``release`` after its commit."""
-        self.reservations[reservation.assignment.attempt] = reservation
+    def assign(self, reservation: Reservation) -> bool:
+        """Hold capacity; the assignment is given out by ``publish`` after its commit.
+
+        ``False``, and nothing held, where another has one of its GPUs.
+        """
+        attempt = reservation.assignment.attempt
+        if not self.devices.hold(attempt, reservation.gpus):
+            return False
+        self.reservations[attempt] = reservation
+        return True
+
+    def end_all(self) -> None:
+        """Its attempts are over for us. GPUs stay with them until the node, or its next boot, says that they ended."""
+        self.devices.leave(self.reservations)
+        self.reservations.clear()
+        self.outbox.clear()
 
     def publish(self, assignment: Assignment) -> None:
         """The assignment is durable: let the node pull it."""
@@ -195,11 +214,14 @@ class Node:
             self.declared.images = heartbeat.images
         if heartbeat.data is not None:
             self.declared.data = heartbeat.data
+        if heartbeat.gpus is not None:
+            self.declared.gpus = heartbeat.gpus[:GPUS_MOST]
         if heartbeat.data is not None or heartbeat.cached_removed or heartbeat.cached_added:
             self._holds = None
         self.cached.difference_update(heartbeat.cached_removed)
         self.cached.update(heartbeat.cached_added[: max(0, CACHE_LISTED - len(self.cached))])
         held = {attempt for attempt, _fence in heartbeat.attempts}
+        self.devices.left(held)
         for attempt, reservation in self.reservations.items():
             if attempt in held:
                 reservation.seen = True
@@ -208,7 +230,7 @@ class Node:
                 if reservation.sent > 2:
                     reservation.sent = None
                     self.publish(reservation.assignment)
-        return heartbeat.images is not None or heartbeat.data is not None
+        return not (heartbeat.images is None and heartbeat.data is None and heartbeat.gpus is None)
 
 
 class Inventory:
@@ -253,7 +275,31 @@ class Inventory:
     def release(self, node_id: str | None, attempt: str | None) -> None:
         """An attempt has ended: its capacity is free."""
         node = self.nodes.get(node_id or "")
-        if node is not None and attempt is not None and node.reservations.pop(attempt, None) is not None:
+        if node is None or attempt is None:
+            return
+        freed = node.devices.release(attempt)
+        if node.reservations.pop(attempt, None) is not None or freed:
+            self.changed.set()
+
+    def take_devices(self, node_id: str, holder: str, count: int, memory_bytes: int = 0) -> tuple[str, ...] | None:
+        """Reserve GPUs of a node for a model server, until ``release_devices``; their ids, or ``None``: too few free.
+
+        ``holder`` is a name that no attempt has, and the same one each time for one server.
+        """
+        node = self.nodes.get(node_id)
+        if node is None:
+            return None
+        return node.devices.held_by(holder) or node.devices.take(holder, node.declared.gpus, count, memory_bytes)
+
+    def hold_devices(self, node_id: str, holder: str, devices: Iterable[str]) -> bool:
+        """After a restart: these GPUs are the model server's still. ``False`` where another has one of them."""
+        node = self.nodes.get(node_id)
+        return node is not None and node.devices.hold(holder, devices)
+
+    def release_devices(self, node_id: str, holder: str) -> None:
+        """The model server has ended."""
+        node = self.nodes.get(node_id)
+        if node is not None and node.devices.release(holder):
             self.changed.set()
 
     def prepare(self, tiers: Iterable[str], image: str, holding: frozenset[str]) -> None:

@@ -21,7 +21,7 @@ from controlplane.engine import Engine
 from controlplane.errors import conflict, invalid_request, not_found, too_large, unauthorized
 from controlplane.errors import field_problem as problem
 from controlplane.ids import new_id
-from controlplane.nodes.inventory import Node
+from controlplane.nodes.inventory import GPUS_MOST, Node
 from controlplane.runs import labels, reports
 from controlplane.runs.state import StepState
 from controlplane.services import Services
@@ -51,6 +51,7 @@ BATCH_MOST = 256
 REGISTER_MOST = 256 * 1024
 PROOF_LEAST = 32
 AMOUNT_MOST = 2**53
+GPU_ID_MOST = 128
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _encode = msgspec.json.Encoder().encode
 
@@ -169,6 +170,9 @@ async def _join(engine: Engine, tenant: str, message: Register, token_hash: str)
         node.take_over(known)
     elif known is not None:
         engine.controller.node_gone(known.id, "node_lost", f"node {known.name} restarted")
+        # The old boot's attempts are over, and their GPUs free; model servers may have outlived the daemon.
+        node.devices = known.devices
+        node.devices.left(())
     engine.inventory.add(node)
     return node
 
@@ -229,6 +233,10 @@ def _check_claims(message: Register) -> None:
         if not 0 <= amount <= AMOUNT_MOST:
             fix = f"send 0 to {AMOUNT_MOST}"
             raise invalid_request([problem(f"/capacity/{name}", f"{amount} is not an amount", fix)])
+    ids = [one.uuid for one in message.gpus]
+    if len(ids) > GPUS_MOST or len(set(ids)) < len(ids) or not all(0 < len(one) <= GPU_ID_MOST for one in ids):
+        fix = f"send at most {GPUS_MOST}, each once, with an id of at most {GPU_ID_MOST} characters"
+        raise invalid_request([problem("/gpus", "these are not the GPUs of one machine", fix)])
 
 
 def _cancel_again(engine: Engine, node: Node, heartbeat: Heartbeat) -> None:

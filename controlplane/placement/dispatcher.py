@@ -189,22 +189,29 @@ class Dispatcher:
         decisions: Sequence[Decision],
     ) -> None:
         run, step = one.run, one.step
+        attempt, gpus = new_id("att"), [gpu.id for gpu in placement.gpus]
+        if not node.devices.hold(attempt, gpus):
+            # A model server took one since the plan.
+            self.controller.dispatch(run, [step])
+            return
         self.waiting.pop((run.id, step.path), None)
         step.unplaced_ns = None
+        step.detail.pop("gpus", None)
+        if gpus:
+            step.detail["gpus"] = gpus
         writes = self._log(run, step, decisions)
-        attempt = new_id("att")
         step.detail.pop("policy_retries", None)
         step.decision = decisions[0].id if decisions else None
         if one.call is not None:
             writes.append(calls.authorized(run, step, one.call, attempt, 0, step.decision or ""))
         if one.code is not None and placement.tier is not None:
-            one.code.sandbox.tier = placement.tier
+            one.code.sandbox.tier, one.code.sandbox.gpus = placement.tier, gpus
         step.placement = msgspec.Raw(placement.explanation.text)
         assignment = one.assignment(step, attempt, step.fence + 1, step.number + 1, http)
         demand = one.demand
         node.assign(
             Reservation(
-                assignment=assignment, cpu_milli=demand.cpu_milli, memory_bytes=demand.memory_bytes, gpu=demand.gpu
+                assignment=assignment, cpu_milli=demand.cpu_milli, memory_bytes=demand.memory_bytes, gpus=tuple(gpus)
             )
         )
         self.controller.attempts[attempt] = (run, step)

@@ -236,8 +236,7 @@ class Controller:
         node = self.inventory.nodes.get(node_id)
         if node is None:
             return
-        node.reservations.clear()
-        node.outbox.clear()
+        node.end_all()
         for attempt, (run, step) in list(self.attempts.items()):
             if step.node == node_id and step.attempt == attempt:
                 del self.attempts[attempt]

@@ -17,7 +17,13 @@ def examine(form: Format, state_dir: Path | None) -> int:
     say("trying what this host can do, with real guests and walls: a few seconds")
     tiers = _tiers()
     say("trying the host itself")
-    host = [host_probes.bubblewrap(), host_probes.namespaces(), host_probes.cgroups(), host_probes.opa()]
+    host = [
+        host_probes.bubblewrap(),
+        host_probes.namespaces(),
+        host_probes.cgroups(),
+        host_probes.opa(),
+        host_probes.gpus(),
+    ]
     findings = [host_probes.version(), *tiers, *host, host_probes.disk(state_dir), host_probes.sqlite()]
     # What holds needs no fix.
     findings = [replace(one, fix="") if one.ok else one for one in findings]

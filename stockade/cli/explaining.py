@@ -18,6 +18,8 @@ from stockade.client import Client, Decision, Run, Step
 MOST_STEPS = 20
 """A run of more steps is explained by the first so many that failed, wait, or were refused something."""
 MOST_SHOWN_CHARACTERS = 600
+FAKE_GPU = "fake-gpu-"
+"""How the id of a declared GPU begins (``dataplane.protocol``, which a client need not have)."""
 
 
 def explain(client: Client, subject: str, path: str | None, form: Format) -> None:
@@ -139,6 +141,7 @@ def _step(run: Run, step: Step, names: dict[str, str]) -> None:
         _say("attempts", f"{step.number}, of which {step.failures} failed")
     if step.placement is not None:
         _placed(step, step.placement, names)
+    _gpus(step.detail if isinstance(step.detail, dict) else {})
     if step.status == "waiting":
         for reason in step.waiting or ():
             _say("waits", f"{reason.message} [{reason.code}]")
@@ -148,6 +151,15 @@ def _step(run: Run, step: Step, names: dict[str, str]) -> None:
     if report is not None and (report.stdout_bytes or report.stderr_bytes):
         wrote = f"{report.stdout_bytes} bytes on stdout, {report.stderr_bytes} on stderr"
         _say("wrote", f"{wrote}: stockade logs {run.id} {step.path}")
+
+
+def _gpus(detail: dict[str, Any]) -> None:
+    """The devices that are or were its own."""
+    devices = [str(one) for one in detail.get("gpus") or ()]
+    real = [one for one in devices if not one.startswith(FAKE_GPU)]
+    fake = [one for one in devices if one.startswith(FAKE_GPU)]
+    _say("gpus", ", ".join(real))
+    _say("gpus", ", ".join(fake) + " (declared, not real)" if fake else "")
 
 
 def _placed(step: Step, placement: dict[str, Any], names: dict[str, str]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from stockade import __version__
 from stockade.cli import opa_child, places
+from stockade.cli.exits import install
 from stockade.cli.output import size
 
 MIN_DISK_BYTES = 2 * 1024**3
@@ -111,6 +112,27 @@ def opa() -> Finding:
     if version and not is_new:
         detail += ", and rules need 1.0 or newer"
     return Finding(name="opa", ok=is_new, detail=detail, fix="make components-opa, or put an opa 1.x on PATH")
+
+
+def gpus() -> Finding:
+    """What a node on this host would report, by asking the driver; declared GPUs are said to be none."""
+    try:
+        from dataplane.config import ConfigError
+        from dataplane.gpus import fake_gpus, find_gpus
+    except ImportError as error:
+        return Finding(name="gpus", ok=False, detail=f"the node's parts are missing: {error}", fix=install("node"))
+    declared = os.environ.get("STOCKADE_FAKE_GPUS")
+    if declared:
+        try:
+            devices, why = fake_gpus(declared), ""
+        except ConfigError as error:
+            fix = "set STOCKADE_FAKE_GPUS to COUNTxMEMORY, such as 4x80Gi, or unset it"
+            return Finding(name="gpus", ok=False, detail=str(error), fix=fix)
+    else:
+        devices, why = find_gpus()
+    shown = ", ".join(f"{one.name} {size(one.memory_bytes)}{' (fake)' if one.fake else ''}" for one in devices)
+    fix = "install NVIDIA's driver where this host has a GPU; steps without resources.gpu need none"
+    return Finding(name="gpus", ok=bool(devices), detail=shown or why, fix=fix)
 
 
 def disk(state_dir: Path | None) -> Finding:

@@ -27,6 +27,7 @@ class Options:
     data: tuple[str, ...]
     labels: tuple[str, ...]
     slots: int | None
+    fake_gpus: str | None
     drain_seconds: float
     state_dir: Path | None
     cache_dir: Path | None
@@ -58,6 +59,7 @@ def serve(options: Options) -> int:
             data={name: Path(path) for name, path in inputs.pairs(options.data, "path").items()},
             labels=inputs.pairs(options.labels, "value"),
             slots=options.slots,
+            fake_gpus=options.fake_gpus,
             drain_seconds=options.drain_seconds,
             ca_file=options.ca_file,
             container_runtime=options.container_runtime,

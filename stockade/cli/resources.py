@@ -27,11 +27,19 @@ def nodes(client: Client, form: Format) -> None:
             for name, state in node.tiers.items()
         )
 
+    def gpus(node: Any) -> str:
+        if not node.gpus:
+            return "-"
+        free = sum(one.holder is None for one in node.gpus)
+        kinds = ", ".join(dict.fromkeys(f"{one.name}{' (fake)' if one.fake else ''}" for one in node.gpus))
+        return f"{free} free of {len(node.gpus)}: {kinds}"
+
     columns: Columns = [
         ("NODE", lambda node: node.name or node.id),
         ("STATUS", lambda node: node.status),
         ("TIERS", lambda node: tiers(node) or "-"),
         ("DATA", lambda node: ", ".join(root.name for root in node.data) or "-"),
+        ("GPUS", gpus),
         ("RUNNING", lambda node: node.attempts),
         ("SEEN", lambda node: age(node.last_seen_at)),
     ]

@@ -82,6 +82,14 @@ def node(
     data: DataRoots = None,
     label: Annotated[list[str] | None, typer.Option("--label", help="NAME=VALUE")] = None,
     slots: Annotated[int | None, typer.Option(min=1, help="attempts at one time")] = None,
+    fake_gpus: Annotated[
+        str | None,
+        typer.Option(
+            envvar="STOCKADE_FAKE_GPUS",
+            metavar="COUNTxMEMORY",
+            help="declare GPUs that do not exist, for tests: 4x80Gi",
+        ),
+    ] = None,
     drain_seconds: Annotated[float, typer.Option(min=0, help="how long SIGTERM lets attempts finish")] = 30.0,
     state_dir: StateDir = None,
     cache_dir: Annotated[Path | None, typer.Option(help="prepared images; default: ~/.cache/stockade/images")] = None,
@@ -100,7 +108,7 @@ def node(
         Options(
             url=url, join=join, join_token_file=join_token_file, name=name, data=tuple(data or ()),
             labels=tuple(label or ()), slots=slots, drain_seconds=drain_seconds, state_dir=state_dir,
-            cache_dir=cache_dir, ca_file=ca_file,
+            cache_dir=cache_dir, ca_file=ca_file, fake_gpus=fake_gpus,
             container_runtime=container_runtime,
         )
     )  # fmt: skip

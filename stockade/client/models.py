@@ -164,6 +164,18 @@ class DataRoot(Answer):
     digest: str = ""
 
 
+class Gpu(Answer):
+    """``holder`` is the attempt or the model server whose own it is; ``fake`` ones are declared and do not exist."""
+
+    uuid: str
+    index: int = 0
+    name: str = ""
+    memory_bytes: int = 0
+    memory_free_bytes: int = 0
+    fake: bool = False
+    holder: str | None = None
+
+
 class Node(Answer):
     id: str
     name: str = ""
@@ -174,6 +186,8 @@ class Node(Answer):
     free: dict[str, Any] = Field(default_factory=dict)
     labels: dict[str, str] = Field(default_factory=dict)
     data: list[DataRoot] = Field(default_factory=list)
+    gpus: list[Gpu] = Field(default_factory=list)
+    gpus_absent: str = ""
     cached: int = 0
     attempts: int = 0
     last_seen_at: datetime | None = None

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -91,7 +91,14 @@ class Cluster:
         """SIGKILL; nothing gets to clean up."""
         self._control = self._kill(self._control)
 
-    def start_node(self, name: str = "node-a", *, data: Mapping[str, Path] | None = None, wait: bool = True) -> None:
+    def start_node(
+        self,
+        name: str = "node-a",
+        *,
+        data: Mapping[str, Path] | None = None,
+        arguments: Sequence[str] = (),
+        wait: bool = True,
+    ) -> None:
         """Start a node (again: under its old identity), and with ``wait`` return when its Python is ready in wasm."""
         assert name not in self._nodes, f"{name} runs already"
         if name not in self._node_arguments:
@@ -102,6 +109,7 @@ class Cluster:
                 *("--url", self.url, "--name", name, "--state-dir", str(state), *cache),
                 *("--join-token-file", str(self._join_token(name))),
                 *(part for key, path in (data or {}).items() for part in ("--data", f"{key}={path}")),
+                *arguments,
             ]
         command = [sys.executable, "-m", "stockade.cli.main", "node", *self._node_arguments[name]]
         self._nodes[name] = self._spawn(name, command, {})

@@ -10,7 +10,7 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.cluster import NodeView, Snapshot, Unschedulable
+from scheduler.cluster import GpuView, NodeView, Snapshot, Unschedulable
 from scheduler.demand import DataNeed, Demand
 from scheduler.planner import Placement, by_boards, plan
 
@@ -22,7 +22,7 @@ amounts = st.integers(0, 6)
 
 @st.composite
 def node_views(draw: st.DrawFn) -> NodeView:
-    totals = {name: draw(amounts) for name in ("cpu", "memory", "slots", "gpu")}
+    totals = {name: draw(amounts) for name in ("cpu", "memory", "slots")}
     free = {name: draw(st.integers(0, total)) for name, total in totals.items()}
     return NodeView(
         id="",
@@ -34,9 +34,10 @@ def node_views(draw: st.DrawFn) -> NodeView:
         memory_total=totals["memory"],
         slots_free=free["slots"],
         slots_total=totals["slots"],
-        gpu_free=free["gpu"],
-        gpu_total=totals["gpu"],
-        gpu_memory_bytes=draw(amounts),
+        gpus=tuple(
+            GpuView(f"gpu-{index}", memory, is_free)
+            for index, (memory, is_free) in enumerate(draw(st.lists(st.tuples(amounts, st.booleans()), max_size=6)))
+        ),
         labels=draw(st.dictionaries(st.just("zone"), st.sampled_from("xy"))),
         holds=draw(st.frozensets(st.sampled_from(KEYS))),
         schedulable=draw(st.sampled_from((True, True, True, False))),
@@ -100,7 +101,10 @@ def may_hold(view: NodeView, asked: Demand, placement: Placement) -> bool:
         return False
     if any(need.pinned and need.key not in view.holds for need in asked.inputs):
         return False
-    if asked.gpu and view.gpu_memory_bytes < asked.gpu_memory_bytes:
+    own = {gpu.id: gpu for gpu in view.gpus}
+    if len({gpu.id for gpu in placement.gpus}) != asked.gpu:
+        return False
+    if any(own.get(gpu.id) != gpu or gpu.memory_bytes < asked.gpu_memory_bytes for gpu in placement.gpus):
         return False
     if asked.tier is None:
         return placement.tier is None
@@ -124,15 +128,19 @@ def test_plans_are_safe_total_and_deterministic(snapshot: Snapshot, queue: tuple
 
     views = {view.id: view for view in snapshot.nodes}
     by_id = {asked.id: asked for asked in queue}
-    used: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
+    used: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
+    given: list[tuple[str, str]] = []
     for placement in result.placements:
         asked = by_id[placement.demand]
         assert may_hold(views[placement.node], asked, placement)
-        for position, amount in enumerate((asked.cpu_milli, asked.memory_bytes, asked.gpu, 1)):
+        for position, amount in enumerate((asked.cpu_milli, asked.memory_bytes, 1)):
             used[placement.node][position] += amount
+        assert all(gpu.free for gpu in placement.gpus)
+        given += [(placement.node, gpu.id) for gpu in placement.gpus]
+    assert len(set(given)) == len(given), "a device was given out twice"
     for node_id, taken in used.items():
         view = views[node_id]
-        free = (view.cpu_milli_free, view.memory_free, view.gpu_free, view.slots_free)
+        free = (view.cpu_milli_free, view.memory_free, view.slots_free)
         assert all(amount <= limit for amount, limit in zip(taken, free, strict=True))
 
 
@@ -168,7 +176,7 @@ def _after(snapshot: Snapshot, asked: Demand, placement: Placement) -> Snapshot:
             view,
             cpu_milli_free=view.cpu_milli_free - asked.cpu_milli,
             memory_free=view.memory_free - asked.memory_bytes,
-            gpu_free=view.gpu_free - asked.gpu,
+            gpus=tuple(gpu._replace(free=gpu.free and gpu not in placement.gpus) for gpu in view.gpus),
             slots_free=view.slots_free - 1,
             warm=warm,
         )
@@ -215,7 +223,7 @@ def test_an_explanations_text_is_its_json(snapshot: Snapshot, queue: tuple[Deman
 
 
 def _lacks(view: NodeView, asked: Demand) -> tuple[int, ...]:
-    free = (view.cpu_milli_free, view.memory_free, view.gpu_free, view.slots_free)
+    free = (view.cpu_milli_free, view.memory_free, sum(gpu.free for gpu in view.gpus), view.slots_free)
     return tuple(max(0, need - left) for need, left in zip(_amounts(asked), free, strict=True))
 
 
@@ -235,7 +243,7 @@ def contests(draw: st.DrawFn) -> tuple[Snapshot, Demand, tuple[Demand, ...]]:
         priority=1,
         cpu_milli=9,
         memory_bytes=draw(st.integers(0, host.memory_total)),
-        gpu=draw(st.integers(0, host.gpu_total)),
+        gpu=draw(st.integers(0, len(host.gpus))),
     )
     amounts = st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 1))
     queue = [

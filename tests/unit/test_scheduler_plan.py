@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from scheduler.cluster import NodeView, Snapshot, Unschedulable
+from scheduler.cluster import GpuView, NodeView, Snapshot, Unschedulable
 from scheduler.demand import DataNeed, Demand
 from scheduler.explanation import ReasonCode
 from scheduler.planner import plan
@@ -28,6 +28,10 @@ def node(name: str, **changes: Any) -> NodeView:
         "slots_total": 16,
     }
     return NodeView(**(view | changes))
+
+
+def gpus(count: int, *, free: int | None = None, memory: int = 0) -> tuple[GpuView, ...]:
+    return tuple(GpuView(f"gpu-{i}", memory, i < (count if free is None else free)) for i in range(count))
 
 
 def demand(id: str = "d", **changes: Any) -> Demand:
@@ -85,7 +89,7 @@ def test_the_fuller_node_is_packed_first_then_the_earlier_one() -> None:
 
 
 def test_steps_without_gpu_stay_off_gpu_nodes_while_they_can() -> None:
-    gpu = node("gpu", gpu_free=8, gpu_total=8, gpu_memory_bytes=80 * GIB)
+    gpu = node("gpu", gpus=gpus(8, memory=80 * GIB))
     assert chosen([gpu, node("plain")], demand()) == "plain"
     assert chosen([gpu, node("plain", cpu_milli_free=0)], demand()) == "gpu"
     assert chosen([node("plain"), gpu], demand(gpu=8)) == "gpu"
@@ -142,9 +146,9 @@ def test_alternating_shapes_share_the_same_capacity() -> None:
         ([{"tiers": {"wasm": {"python": False}}}], {}, ReasonCode.IMAGE_NOT_READY, False),
         ([{}], {"inputs": (DataNeed(key="data://x", pinned=True),)}, ReasonCode.DATA_NOT_EXPORTED, True),
         ([{}], {"gpu": 1}, ReasonCode.GPU, True),
-        ([{"gpu_total": 2, "gpu_free": 0}], {"gpu": 1}, ReasonCode.GPU, False),
+        ([{"gpus": gpus(2, free=0)}], {"gpu": 1}, ReasonCode.GPU, False),
         (
-            [{"gpu_total": 1, "gpu_free": 1, "gpu_memory_bytes": GIB}],
+            [{"gpus": gpus(1, memory=GIB)}],
             {"gpu": 1, "gpu_memory_bytes": 2 * GIB},
             ReasonCode.GPU,
             True,
@@ -168,11 +172,37 @@ def test_each_refusal_has_its_code_and_says_whether_waiting_helps(
 def test_busy_and_too_small_are_told_apart_with_the_nearest_fix() -> None:
     nodes = [node("a", memory_free=GIB), node("b", memory_free=2 * GIB)]
     _, message, fix, _ = refused(nodes, demand(memory_bytes=3 * GIB))
-    assert message == "2 nodes could take it but lack memory now (it asks for 3 GiB)"
+    assert message == (
+        "it needs 3 GiB of memory; 2 nodes could take it but lack memory now: node b has 2 GiB free of 8 GiB"
+    )
     assert fix == "wait: it would fit on node b with 1 GiB more free; or ask for less"
     _, message, fix, _ = refused(nodes, demand(memory_bytes=9 * GIB, cpu_milli=4000))
-    assert message == "2 nodes can never take it: it asks for 9 GiB, which exceeds what they have in total"
+    assert message == (
+        "it needs 9 GiB of memory, which exceeds what 2 nodes have in total: node a has 1 GiB free of 8 GiB"
+    )
     assert fix == "ask for less or join a larger node: it would fit on node a with 1 GiB more"
+
+
+def test_the_nearest_node_with_too_few_gpus_is_named_with_what_it_has() -> None:
+    nodes = [node("a", gpus=gpus(2, free=1)), node("b", gpus=gpus(1))]
+    code, message, fix, permanent = refused(nodes, demand(gpu=2))
+    assert (code, permanent) == (ReasonCode.GPU, False)
+    assert message == "it needs 2 GPUs; 1 node could take it but lacks GPUs now: node a has 1 GPU free of 2"
+    assert fix == "wait: it would fit on node a with 1 GPU more free; or ask for less"
+    code, message, fix, permanent = refused(nodes, demand(gpu=4))
+    assert (code, permanent) == (ReasonCode.GPU, True)
+    assert message == "it needs 4 GPUs, which exceeds what 2 nodes have in total: node a has 1 GPU free of 2"
+    assert fix == "ask for less or join a larger node: it would fit on node a with 2 GPUs more"
+
+
+def test_gpu_memory_is_of_each_device() -> None:
+    mixed = node("a", gpus=(GpuView("large", 80 * GIB), GpuView("small", 24 * GIB), GpuView("other", 24 * GIB)))
+    result = plan(Snapshot((mixed,)), [demand("1", gpu=1), demand("2", gpu=1, gpu_memory_bytes=40 * GIB)])
+    assert [[gpu.id for gpu in placement.gpus] for placement in result.placements] == [["small"], ["large"]]
+    code, message, fix, permanent = refused([mixed], demand(gpu=2, gpu_memory_bytes=40 * GIB))
+    assert (code, permanent) == (ReasonCode.GPU, True)
+    assert message == "1 node without 2 GPUs of at least 40 GiB"
+    assert fix == "ask for at most 24 GiB per GPU, or join a node with larger ones"
 
 
 def test_a_missing_tier_repeats_the_nodes_own_reason() -> None:
@@ -190,7 +220,7 @@ def test_the_explanation_counts_every_node_once_and_prints_as_json() -> None:
 
 
 def test_an_explanations_text_is_its_json_whatever_a_node_calls_itself() -> None:
-    odd = node("a", id='a"\\\n\u2028ü', gpu_total=1, wait_seconds=0.25)
+    odd = node("a", id='a"\\\n\u2028ü', gpus=gpus(1), wait_seconds=0.25)
     for asked in (demand(), demand(tier=None), demand(labels={"zone": "x"})):
         result = plan(Snapshot((odd, node("b", slots_free=0))), [asked])
         (why,) = [one.explanation for one in result.placements] + [one.explanation for one in result.waiting]
@@ -218,7 +248,9 @@ def test_a_starving_step_has_a_node_held_that_small_ones_leave_alone() -> None:
     result = plan(nodes, [demand("small"), demand("run/large", cpu_milli=3000, starving=True)])
     assert (result.placements, result.held) == ((), ("run/large", "id-a"))
     large, small = (waiting.reasons[0] for waiting in result.waiting)
-    assert large.message == "1 node could take it but lack CPU now (it asks for 3 CPU); node a is held for it"
+    assert large.message == (
+        "it needs 3 CPU; 1 node could take it but lacks CPU now: node a has 1 CPU free of 4 CPU; node a is held for it"
+    )
     assert (small.code, small.permanent) == (ReasonCode.HELD, False)
     assert small.message.startswith("node a is held for run/large, which has waited longer")
     assert result.waiting[1].explanation.to_json()["filtered"] == {"held": 1}
@@ -234,7 +266,7 @@ def test_another_tenants_step_is_not_told_who_holds_the_node() -> None:
 
 
 def test_what_the_starving_step_would_leave_over_is_still_used() -> None:
-    gpu = node("a", cpu_milli_free=3000, gpu_total=2, gpu_free=1, gpu_memory_bytes=GIB)
+    gpu = node("a", cpu_milli_free=3000, gpus=gpus(2, free=1, memory=GIB))
     asked = [demand("large", gpu=2, starving=True), demand("gpu", gpu=1), demand("1"), demand("2"), demand("3")]
     result = plan(Snapshot((gpu,)), asked)
     assert [placement.demand for placement in result.placements] == ["1", "2"]
