@@ -22,6 +22,7 @@ from controlplane.authorization.engine import PolicyEngine
 from controlplane.authorization.values import PolicyUnavailable
 from controlplane.config import Settings
 from controlplane.inference.deployments import Deployments
+from controlplane.inference.values import Models
 from controlplane.nodes.inventory import Inventory, Node, Reservation
 from controlplane.placement.dispatcher import Dispatcher
 from controlplane.runs import recovery
@@ -29,6 +30,7 @@ from controlplane.runs.controller import Controller
 from controlplane.runs.gateway import Gateway
 from controlplane.runs.hub import Hub
 from controlplane.runs.journal import Journal
+from controlplane.runs.model_steps import ModelSteps
 from controlplane.runs.service import RunService
 from controlplane.runs.state import RunState, StepState
 from controlplane.runs.transitions import Machine
@@ -37,6 +39,7 @@ from controlplane.secrets.broker import SecretBroker, SecretUnavailable
 from controlplane.store import Store
 from controlplane.tables import NodeRow
 from controlplane.tools.registry import ToolRegistry
+from controlplane.workflows.spec import WORK, Verb
 from dataplane.protocol import Register
 
 log = structlog.get_logger(__name__)
@@ -106,10 +109,13 @@ class Engine:
             if step.terminal:
                 continue
             if step.status == "running" and step.attempt is not None:
-                await self._reattach(run, step, pinned)
+                if step.spec.verb is Verb.LLM:
+                    self._call_again(run, step)
+                else:
+                    await self._reattach(run, step, pinned)
             elif step.due_ns is not None:
                 controller.watch(run, step)
-            elif step.attempt is None and step.status in ("ready", "waiting") and step.spec.verb in ("code", "tool"):
+            elif step.attempt is None and step.status in ("ready", "waiting") and step.spec.verb in WORK:
                 resting.append(step)
 
         def go_on(machine: Machine) -> None:
@@ -119,6 +125,12 @@ class Engine:
 
         controller.apply(run, go_on)
         controller.dispatch(run, resting)
+
+    def _call_again(self, run: RunState, step: StepState) -> None:
+        """The model's answer went with the process that waited for it: the same call is made again."""
+        why = "the control plane stopped while the model was answering; the call is made again"
+        self.controller.attempts[step.attempt or ""] = (run, step)
+        self.controller.apply(run, lambda machine: machine.lost(step, "model", why))
 
     async def _reattach(self, run: RunState, step: StepState, pinned: dict[str, str]) -> None:
         """The attempt may be running, lost on the way, or done and not yet reported: its node says which."""
@@ -200,7 +212,12 @@ class Engine:
 
 @asynccontextmanager
 async def engine(
-    settings: Settings, store: Store, journal: Journal, tools: ToolRegistry, broker: SecretBroker
+    settings: Settings,
+    store: Store,
+    journal: Journal,
+    tools: ToolRegistry,
+    broker: SecretBroker,
+    models: Models,
 ) -> AsyncIterator[Engine]:
     """Start everything that makes runs advance."""
     overlays = [settings.policy_dir.expanduser()] if settings.policy_dir is not None else []
@@ -214,6 +231,7 @@ async def engine(
     enforcer = Enforcer(policy, {})
     controller = Controller(journal, inventory, hub)
     dispatcher = Dispatcher(controller, enforcer, tools, broker, frozenset(settings.private_hosts))
+    model_steps = ModelSteps(controller, models)
     parts = Engine(
         settings=settings,
         store=store,
@@ -236,6 +254,7 @@ async def engine(
         loops = (
             dispatcher.run(),
             dispatcher.retry_waiting(),
+            model_steps.run(),
             controller.run_timers(),
             parts.reap_nodes(),
             parts.reload_parked(),

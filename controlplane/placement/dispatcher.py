@@ -161,7 +161,7 @@ class Dispatcher:
         run, step = one.run, one.step
         unavailable = next((answer for answer in answers if isinstance(answer, PolicyUnavailable)), None)
         if unavailable is not None:
-            self._park(run, step, unavailable)
+            park(self.controller, run, step, unavailable)
             return
         decisions = [answer for answer in answers if isinstance(answer, Decision)]
         refused = next((decision for decision in decisions if not decision.allow), None)
@@ -258,16 +258,19 @@ class Dispatcher:
     ) -> None:
         self.controller.apply(run, lambda machine: machine.wait_for(step, reasons, placement))
 
-    def _park(self, run: RunState, step: StepState, unavailable: PolicyUnavailable) -> None:
-        tried = int(step.detail.get("policy_retries", 0))
-        step.detail["policy_retries"] = tried + 1
-        fix = "nothing to do: it goes on when the engine answers; `stockade doctor` shows the engine"
-        self._wait(run, step, [{"code": "policy_unavailable", "message": str(unavailable), "fix": fix}], None)
-        self.controller.again(run, step, min(POLICY_RETRY_MOST_SECONDS, POLICY_RETRY_SECONDS * 2.0 ** min(tried, 5)))
-
     def _fail(self, run: RunState, step: StepState, error: dict[str, Any], writes: Sequence[Write] = ()) -> None:
         self.waiting.pop((run.id, step.path), None)
         self.controller.apply(run, lambda machine: machine.fail(step, error), writes=writes)
+
+
+def park(controller: Controller, run: RunState, step: StepState, unavailable: PolicyUnavailable) -> None:
+    """Policy cannot answer now: the step waits, and is dispatched again after a while, without burning an attempt."""
+    tried = int(step.detail.get("policy_retries", 0))
+    step.detail["policy_retries"] = tried + 1
+    fix = "nothing to do: it goes on when the engine answers; `stockade doctor` shows the engine"
+    reasons = [{"code": "policy_unavailable", "message": str(unavailable), "fix": fix}]
+    controller.apply(run, lambda machine: machine.wait_for(step, reasons, None))
+    controller.again(run, step, min(POLICY_RETRY_MOST_SECONDS, POLICY_RETRY_SECONDS * 2.0 ** min(tried, 5)))
 
 
 def denial(decision: Decision) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from controlplane.runs.state import RunState, StepState
 from controlplane.runs.transitions import Machine, Outcome
 from controlplane.store import Write, insert, upsert
 from controlplane.tables import CallRow, DecisionRow
+from controlplane.workflows.spec import Verb
 from dataplane.protocol import Directive
 
 log = structlog.get_logger(__name__)
@@ -42,6 +43,9 @@ class Controller:
         self.attempts: dict[str, tuple[RunState, StepState]] = {}
         self.ready: list[tuple[RunState, StepState]] = []
         self.ready_event = asyncio.Event()
+        self.model_ready: list[tuple[RunState, StepState]] = []
+        self.model_event = asyncio.Event()
+        self.abort: Callable[[str], None] = lambda _attempt: None
         self.pinned: dict[str, dict[str, str]] = {}
         self.reload: Callable[[str], Any] = lambda _run: None
         self._timers: list[tuple[int, int, str, str]] = []
@@ -114,10 +118,11 @@ class Controller:
         await future
 
     def dispatch(self, run: RunState, steps: Sequence[StepState]) -> None:
-        """Put ready steps in line for the dispatcher."""
-        if steps:
-            self.ready.extend((run, step) for step in steps)
-            self.ready_event.set()
+        """Put ready steps in line: for the dispatcher what goes to a node, for the caller of models the rest."""
+        for step in steps:
+            calls_model = step.spec.verb is Verb.LLM
+            (self.model_ready if calls_model else self.ready).append((run, step))
+            (self.model_event if calls_model else self.ready_event).set()
 
     def _queue(self, run: RunState, outcome: Outcome, done: Decided | None) -> None:
         def committed(error: BaseException | None) -> None:
@@ -125,7 +130,10 @@ class Controller:
                 self._park(run, error)
             else:
                 for cancel in outcome.cancels:
-                    self.tell_cancel(cancel.node, cancel.attempt, cancel.fence, cancel.reason)
+                    if cancel.node:
+                        self.tell_cancel(cancel.node, cancel.attempt, cancel.fence, cancel.reason)
+                    else:
+                        self.abort(cancel.attempt)
                 if outcome.finished:
                     self.runs.pop(run.id, None)
                     self.pinned.pop(run.id, None)
@@ -168,10 +176,12 @@ class Controller:
             run.parked = str(error)
             log.error("run parked", run=run.id, error=str(error))
             self.runs.pop(run.id, None)
-            for attempt, (owner, _step) in list(self.attempts.items()):
+            for attempt, (owner, step) in list(self.attempts.items()):
                 if owner is run:
                     del self.attempts[attempt]
                     self._parked[attempt] = run.id
+                    if step.node is None:
+                        self.abort(attempt)
             self.reload(run.id)
 
     # -- timers -----------------------------------------------------------------------------------------------------

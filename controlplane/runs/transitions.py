@@ -18,18 +18,18 @@ import msgspec
 
 from controlplane.runs import labels
 from controlplane.runs.bounds import TooMuch, bounded
-from controlplane.runs.control import ControlVerbs
+from controlplane.runs.model_verbs import ModelVerbs
 from controlplane.runs.state import Frame, RunState, StepState, error_value, step_write
 from controlplane.store import Write, encoded, insert
 from controlplane.tables import EventRow, RunRow
 from controlplane.workflows.expressions import ExpressionFailed
-from controlplane.workflows.spec import Verb
+from controlplane.workflows.spec import WORK, Verb
 
 SECOND = 1_000_000_000
 
 
 class Cancel(NamedTuple):
-    """An attempt that must end on its node."""
+    """An attempt that must end: on its node, or with ``node`` empty here, where models are called."""
 
     node: str
     attempt: str
@@ -57,7 +57,7 @@ class Outcome:
 
 
 @dataclass
-class Machine(ControlVerbs):
+class Machine(ModelVerbs):
     """The mutable workings of one transition."""
 
     run: RunState
@@ -217,7 +217,7 @@ class Machine(ControlVerbs):
             if not self.approved(step):
                 return
             step.started_ns = self.now_ns
-            if spec.verb in (Verb.CODE, Verb.TOOL):
+            if spec.verb in WORK:
                 step.status = "ready"
                 self.dispatch.append(step)
             else:

@@ -1,4 +1,7 @@
-"""JSON Schemas of tools, compiled once. Never fetches a reference; patterns match in linear time."""
+"""JSON Schemas of tools and of models' answers, compiled once.
+
+Never fetches a reference; patterns match in linear time.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,7 @@ class Schema:
                 Problem(
                     pointer=child("", *error.instance_path),
                     message=error.message[:500],
-                    hint=f"the tool's schema asks for it at {child('', *error.schema_path)}",
+                    hint=f"the schema asks for it at {child('', *error.schema_path)}",
                     type="schema",
                 )
             )

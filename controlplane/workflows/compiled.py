@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+from controlplane.tools.schemas import Schema
 from controlplane.workflows.expressions import Template
 from controlplane.workflows.problem_values import Problem, child
 from controlplane.workflows.scope import Names
@@ -22,7 +23,7 @@ class Retry:
     max: int = 0
     backoff_min_seconds: float = 1.0
     backoff_max_seconds: float = 30.0
-    on: frozenset[str] = frozenset({"timeout", "rate_limited", "sandbox_exit", "tool"})
+    on: frozenset[str] = frozenset({"timeout", "rate_limited", "sandbox_exit", "tool", "model"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,10 @@ class Resources:
 
 @dataclass(frozen=True, kw_only=True)
 class CompiledStep:
-    """One step with defaults merged. ``fields`` holds the verb's own templates, see ``fields.py`` for their names."""
+    """One step with defaults merged. ``fields`` holds the verb's own templates, see ``fields.py`` for their names.
+
+    ``models`` are asked in this order, and ``answer`` is what their answer must be; text when there is none.
+    """
 
     id: str
     verb: Verb
@@ -68,6 +72,8 @@ class CompiledStep:
     sandbox: SandboxRequest
     resources: Resources
     gates: tuple[str, ...]
+    models: tuple[str, ...] = ()
+    answer: Schema | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

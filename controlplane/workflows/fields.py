@@ -2,8 +2,9 @@
 
 code     source, args, inputs        approve  ask, show
 tool     args                        wait     duration or until
-set      value                       map      over
-if       cond                        parallel (none)
+llm      system, prompt or messages  map      over
+set      value                       parallel (none)
+if       cond
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ from controlplane.workflows.expressions import Template, compile_template
 from controlplane.workflows.problem_values import Problem, child
 from controlplane.workflows.quantities import parse_duration, parse_instant
 from controlplane.workflows.scope import Names
-from controlplane.workflows.spec import Step, Verb
+from controlplane.workflows.spec import WORK, Step, Verb
 
-_WORK = frozenset({Verb.CODE, Verb.TOOL})
+_ON_NODES = frozenset({Verb.CODE, Verb.TOOL})
 _APPLIES: Mapping[str, frozenset[Verb]] = {
     "args": frozenset({Verb.TOOL}),
     "do": frozenset({Verb.IF, Verb.MAP, Verb.PARALLEL}),
     "else_": frozenset({Verb.IF}),
-    "retry": _WORK,
-    "timeout": _WORK,
-    "near": _WORK,
-    "resources": _WORK,
-    "secrets": _WORK,
-    "key": _WORK,
+    "retry": WORK,
+    "timeout": WORK,
+    "near": _ON_NODES,
+    "resources": _ON_NODES,
+    "secrets": _ON_NODES,
+    "key": _ON_NODES,
     "sandbox": frozenset({Verb.CODE}),
 }
 
@@ -92,6 +93,7 @@ class Fields:
         """The verb's templates by name."""
         compilers: dict[Verb, Callable[[], dict[str, Template]]] = {
             Verb.CODE: self._code, Verb.MAP: self._map, Verb.APPROVE: self._approve, Verb.WAIT: self._wait,
+            Verb.LLM: self._llm,
             Verb.TOOL: lambda: {"args": self.template(self.step.args or {}, "args")},
             Verb.SET: lambda: {"value": self.template(self.step.set, "set")},
             Verb.IF: lambda: {"cond": self.condition(self.step.if_, "if")},
@@ -164,6 +166,23 @@ class Fields:
         return compile_template(
             dict(inputs), pointer=child(self.pointer, "code", "inputs"), names=self.names, problems=[]
         )
+
+    def _llm(self) -> dict[str, Template]:
+        llm = self.step.llm
+        if llm is None or (llm.prompt is None) == (llm.messages is None):
+            self.problem("llm has exactly one of prompt and messages", 'write {"prompt": "…"}', "llm")
+            return {}
+        if llm.messages is None:
+            texts = {"system": llm.system, "prompt": llm.prompt}
+            return {name: self.template(text, "llm", name) for name, text in texts.items() if text is not None}
+        if llm.system is not None:
+            self.problem("system goes with prompt", "make it the first of messages", "llm", "system")
+        given = llm.messages
+        plain: Any = given if isinstance(given, str) else [one.model_dump(mode="json") for one in given]
+        template = self.template(plain, "llm", "messages")
+        if isinstance(plain, str) and not _is_whole(template) and not self._known_bad("llm", "messages"):
+            self.problem("messages must be a list", "write a list or one whole ${…} that gives one", "llm", "messages")
+        return {"messages": template}
 
     def _map(self) -> dict[str, Template]:
         over = self.step.map.over if self.step.map is not None else None

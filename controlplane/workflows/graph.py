@@ -8,6 +8,7 @@ from typing import Any
 import jsonschema_rs
 from pydantic import ValidationError
 
+from controlplane.tools.schemas import Schema, SchemaInvalid
 from controlplane.workflows.canonical import digest
 from controlplane.workflows.compiled import (
     Block,
@@ -22,10 +23,10 @@ from controlplane.workflows.expressions import compile_template
 from controlplane.workflows.fields import Fields, check_modifiers, verb_of
 from controlplane.workflows.ordering import Ordering, order
 from controlplane.workflows.problem_values import Problem, WorkflowInvalid, child
-from controlplane.workflows.refusals import input_schema_problems, problems_of
+from controlplane.workflows.refusals import problems_of, schema_problems
 from controlplane.workflows.scope import Names
-from controlplane.workflows.settings import merged, resources_of, retry_of, sandbox_of
-from controlplane.workflows.spec import Step, Verb, Workflow
+from controlplane.workflows.settings import merged, models_of, resources_of, retry_of, sandbox_of
+from controlplane.workflows.spec import Sampling, Step, Verb, Workflow
 
 __all__ = [
     "Block",
@@ -55,7 +56,7 @@ def compile_workflow(document: Mapping[str, Any]) -> CompiledWorkflow:
     try:
         workflow = Workflow.model_validate(plain)
     except ValidationError as error:
-        raise WorkflowInvalid(problems_of(error)[:MAX_PROBLEMS]) from None
+        raise WorkflowInvalid(problems_of(error, plain)[:MAX_PROBLEMS]) from None
     compiler = _Compiler(workflow)
     root = compiler.block(workflow.steps, "/steps", Names(), {}, together=False)
     hidden = {identifier: "it is inside another step" for identifier in compiler.ids - root.by_id.keys()}
@@ -159,7 +160,24 @@ class _Compiler:
             sandbox=sandbox,
             resources=resources_of(step, verb, sandbox, fields),
             gates=ordering.gates(index, siblings, fields) if verb is Verb.APPROVE else (),
+            models=models_of(step.llm, fields, verb),
+            answer=self._answer(step.llm, child(pointer, verb, "output")),
         )
+
+    def _answer(self, given: Sampling | None, pointer: str) -> Schema | None:
+        """The compiled schema of a model's answer."""
+        if given is None or given.output is None:
+            return None
+        outside = schema_problems(given.output, pointer)
+        self.problems.extend(outside)
+        if outside:
+            return None
+        try:
+            return Schema(given.output)
+        except SchemaInvalid as invalid:
+            hint = "output is a JSON Schema 2020-12; check it"
+            self.problems.append(Problem(pointer=pointer, message=str(invalid), hint=hint, type="schema"))
+            return None
 
     def _children(
         self, step: Step, verb: Verb, pointer: str, names: Names, taken: Mapping[str, str]
@@ -253,7 +271,7 @@ def _refuse_bulk(document: dict[str, Any]) -> None:
 def _input_validator(schema: dict[str, Any] | None, problems: list[Problem]) -> Any:
     if schema is None:
         return None
-    outside = input_schema_problems(schema, "/input")
+    outside = schema_problems(schema, "/input")
     problems.extend(outside)
     if outside:
         return None

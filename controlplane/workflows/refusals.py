@@ -13,6 +13,7 @@ from controlplane.workflows.problem_values import Problem, child, did_you_mean
 
 _MODELS: Mapping[str, type[BaseModel]] = {
     "code": spec.Code, "map": spec.Map, "parallel": spec.Parallel, "approve": spec.Approve, "wait": spec.Wait,
+    "llm": spec.Llm,
     "retry": spec.RetrySpec, "sandbox": spec.SandboxSettings, "resources": spec.ResourceSettings,
     "defaults": spec.Defaults,
 }  # fmt: skip
@@ -20,7 +21,6 @@ _MODELS: Mapping[str, type[BaseModel]] = {
 _SANDBOX = "a sandbox has tier, image, memory and wall in this release"
 NOT_YET: Mapping[str, Mapping[str, str]] = {
     "step": {
-        "llm": "call the model through a registered HTTP tool",
         "agent": "write the turns as code and tool steps",
         "flow": "copy the steps of the sub-workflow here",
         "loop": "use a map step, or submit another run",
@@ -37,20 +37,42 @@ NOT_YET: Mapping[str, Mapping[str, str]] = {
         "wasm": "write it in python or shell",
         "command": "write it in shell",
     },
+    "llm": dict.fromkeys(
+        ("collections", "guardrails", "cache", "stream", "tools"),
+        "write the context into the prompt and check the answer in the next step",
+    ),
     "wait": {"event": "wait for a duration or until an instant"},
-    "defaults": {"model": "name the model in the tool's args", "secrets": "name secrets on each step"},
+    "defaults": {"secrets": "name secrets on each step"},
     "sandbox": dict.fromkeys(("session", "checkpoint", "network", "egress", "gpu", "template", "snapshot"), _SANDBOX),
 }  # fmt: skip
 _TIERS_NOT_YET = ("gvisor", "microvm")
 
 
-def problems_of(error: ValidationError) -> list[Problem]:
+def problems_of(error: ValidationError, document: Any) -> list[Problem]:
     """One problem an error, in document order."""
-    return [_problem(details) for details in error.errors(include_url=False)]
+    found = [(details, _place(details["loc"], document)) for details in error.errors(include_url=False)]
+    # Where one of several shapes is meant, what is wrong inside that shape says more than that it is not another.
+    inner = {place[:length] for _, place in found for length in range(len(place))}
+    return [
+        _problem(details, place) for details, place in found if details["type"] != "string_type" or place not in inner
+    ]
 
 
-def _problem(details: ErrorDetails) -> Problem:
-    location = tuple(part for part in details["loc"] if part != "[key]")
+def _place(location: tuple[int | str, ...], document: Any) -> tuple[int | str, ...]:
+    """The place in the document; pydantic's location also names the shapes that it tried."""
+    place: list[int | str] = []
+    here = document
+    for index, part in enumerate(location):
+        inside = part in here if isinstance(here, dict) else isinstance(here, list) and isinstance(part, int)
+        if inside:
+            here = here[part] if isinstance(here, dict) or int(part) < len(here) else None
+        elif not isinstance(here, dict) or index < len(location) - 1:
+            continue
+        place.append(part)
+    return tuple(part for part in place if part != "[key]")
+
+
+def _problem(details: ErrorDetails, location: tuple[int | str, ...]) -> Problem:
     pointer = child("", *location)
     kind, value = details["type"], details.get("input")
     if kind == "extra_forbidden":
@@ -98,6 +120,8 @@ def _context(location: tuple[int | str, ...]) -> tuple[str, type[BaseModel] | No
         return "workflow", spec.Workflow
     parent = location[-2]
     if isinstance(parent, int):
+        if location[-3] == "messages":
+            return "a message", spec.Message
         return "step", spec.Step
     return str(parent), _MODELS.get(str(parent))
 
@@ -121,7 +145,7 @@ def _lower(message: str) -> str:
     return message[:1].lower() + message[1:]
 
 
-def input_schema_problems(schema: Any, pointer: str) -> list[Problem]:
+def schema_problems(schema: Any, pointer: str) -> list[Problem]:
     """Problems a JSON Schema may not have here: references that leave the document."""
     problems: list[Problem] = []
     stack = [(pointer, schema)]

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from controlplane.workflows.compiled import Resources, Retry, SandboxRequest
 from controlplane.workflows.fields import Fields
-from controlplane.workflows.spec import Defaults, Model, Step, Verb
+from controlplane.workflows.spec import WORK, Defaults, Model, Sampling, Step, Verb
 
 CODE_CPU_MILLI = 500
 """What a code step reserves unless it says otherwise: half a core, so that two share one."""
@@ -16,14 +16,15 @@ _Settings = TypeVar("_Settings", bound=Model)
 
 def merged(step: Step, verb: Verb, defaults: Defaults) -> Step:
     """The step with the workflow's defaults under its own modifiers. Control steps take none."""
-    if verb not in (Verb.CODE, Verb.TOOL):
+    if verb not in WORK:
         return step
-    update: dict[str, object] = {
-        "retry": _over(defaults.retry, step.retry),
-        "resources": _over(defaults.resources, step.resources),
-    }
+    update: dict[str, object] = {"retry": _over(defaults.retry, step.retry)}
     if step.timeout is None:
         update["timeout"] = defaults.timeout
+    if verb in (Verb.CODE, Verb.TOOL):
+        update["resources"] = _over(defaults.resources, step.resources)
+    if step.llm is not None and step.llm.model is None:
+        update["llm"] = step.llm.model_copy(update={"model": defaults.model})
     if verb is Verb.CODE:
         update["sandbox"] = _over(defaults.sandbox, step.sandbox)
     changed = {name: value for name, value in update.items() if value is not getattr(step, name)}
@@ -44,6 +45,17 @@ def retry_of(step: Step) -> Retry:
     low, high = step.retry.backoff
     on = Retry().on if step.retry.on is None else frozenset(step.retry.on)
     return Retry(max=step.retry.max, backoff_min_seconds=low, backoff_max_seconds=high, on=on)
+
+
+def models_of(given: Sampling | None, fields: Fields, verb: Verb) -> tuple[str, ...]:
+    """The models a step asks, the preferred first; naming none is a problem."""
+    if given is None:
+        return ()
+    names = [given.model] if isinstance(given.model, str) else given.model or []
+    if not names:
+        hint = "name a deployment or an alias here, or for the whole workflow in defaults.model"
+        fields.problem(f"{verb.value!r} names no model", hint, verb.value)
+    return tuple(dict.fromkeys(names))
 
 
 def sandbox_of(step: Step) -> SandboxRequest:

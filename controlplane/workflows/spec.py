@@ -19,6 +19,7 @@ MAX_CPU = 1024.0
 ID_PATTERN = r"^[a-z][a-z0-9_]*$"
 TOOL_PATTERN = r"^[a-z][a-z0-9_-]*(\.[A-Za-z][A-Za-z0-9_-]*)+$"
 TOOL_GRANT_PATTERN = r"^[a-z][a-z0-9_-]*(\.[A-Za-z][A-Za-z0-9_-]*)*\.([A-Za-z][A-Za-z0-9_-]*|\*)$"
+MODEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$"
 INPUT_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 FUNCTION_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
 
@@ -28,6 +29,7 @@ class Verb(StrEnum):
 
     CODE = "code"
     TOOL = "tool"
+    LLM = "llm"
     SET = "set"
     IF = "if"
     MAP = "map"
@@ -36,15 +38,21 @@ class Verb(StrEnum):
     WAIT = "wait"
 
 
+WORK = frozenset({Verb.CODE, Verb.TOOL, Verb.LLM})
+"""Verbs that somebody performs, a node or a model server; the others only decide what happens next."""
+
 ErrorType = Literal[
-    "timeout", "sandbox_oom", "sandbox_exit", "schema", "rate_limited", "tool", "node_lost", "policy_unavailable"
-]
+    "timeout", "sandbox_oom", "sandbox_exit", "schema", "rate_limited", "tool", "model", "node_lost",
+    "policy_unavailable",
+]  # fmt: skip
 
 Id = Annotated[str, StringConstraints(pattern=ID_PATTERN, max_length=64)]
 ToolName = Annotated[str, StringConstraints(pattern=TOOL_PATTERN, max_length=128)]
 ToolGrant = Annotated[str, StringConstraints(pattern=TOOL_GRANT_PATTERN, max_length=128)]
 SecretName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_.-]*$", max_length=64)]
 InputName = Annotated[str, StringConstraints(pattern=INPUT_NAME_PATTERN, max_length=64)]
+ModelName = Annotated[str, StringConstraints(pattern=MODEL_PATTERN, max_length=128)]
+ModelNames = ModelName | Annotated[list[ModelName], Field(min_length=1, max_length=8)]
 Label = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$", max_length=64)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 
@@ -149,6 +157,69 @@ class Code(Model):
     tools: list[ToolGrant] | None = Field(default=None, max_length=64, description="What the code may call.")
 
 
+class TextPart(Model):
+    """Text of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ImageAddress(Model):
+    """The image itself, as a data: URL: a model server is sent nowhere."""
+
+    url: Annotated[str, StringConstraints(pattern=r"^(data:image/[a-z0-9.+-]{1,32};base64,|[^:/]*\$\{)")]
+
+
+class ImagePart(Model):
+    """An image of a message."""
+
+    type: Literal["image_url"]
+    image_url: ImageAddress
+
+
+class AudioData(Model):
+    """Sound, base64."""
+
+    data: str
+    format: Literal["wav", "mp3"]
+
+
+class AudioPart(Model):
+    """Sound of a message."""
+
+    type: Literal["input_audio"]
+    input_audio: AudioData
+
+
+class Message(Model):
+    """One message of a conversation, as OpenAI's chat completions have them."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str | list[Annotated[TextPart | ImagePart | AudioPart, Field(discriminator="type")]]
+
+
+class Sampling(Model):
+    """How a model is asked; what is not given is the server's own."""
+
+    model: ModelNames | None = Field(default=None, description="A deployment or alias; of a list the first that serves")
+    max_tokens: int | None = Field(default=None, ge=1, le=1_000_000, description="Of one answer.")
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    seed: int | None = Field(default=None, ge=0, le=2**31 - 1)
+    output: dict[str, Any] | None = Field(default=None, description="JSON Schema of the answer; else it is text.")
+
+
+class Llm(Sampling):
+    """One answer of a model. Exactly one of a prompt and messages."""
+
+    system: str | None = Field(default=None, description="What comes before the prompt.")
+    prompt: str | None = None
+    messages: str | Annotated[list[Message], Field(min_length=1, max_length=1000)] | None = Field(
+        default=None, description="A conversation, or one whole ${…} that gives one."
+    )
+    stop: list[Text] | None = Field(default=None, max_length=4)
+
+
 class Map(Model):
     """One instance of `do` per element of `over`, in order."""
 
@@ -186,6 +257,7 @@ class Step(Model):
     code: Code | None = None
     tool: ToolName | None = None
     args: dict[str, Any] | None = Field(default=None, description="Arguments of `tool`.")
+    llm: Llm | None = None
     set: Any = None
     if_: str | bool | None = Field(default=None, alias="if")
     do: list[Step] | None = Field(default=None, min_length=1, max_length=1000)
@@ -210,6 +282,7 @@ class Step(Model):
 class Defaults(Model):
     """Modifiers every step that can have them starts from."""
 
+    model: ModelNames | None = None
     sandbox: SandboxSettings | None = None
     retry: RetrySpec | None = None
     timeout: Duration | None = None

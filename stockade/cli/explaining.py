@@ -12,7 +12,7 @@ from typing import Any
 from stockade.cli import inputs
 from stockade.cli.exits import visible
 from stockade.cli.output import Format, duration, show_list, show_value, yaml_lines
-from stockade.cli.tree import question
+from stockade.cli.tree import answered_by, question
 from stockade.client import Client, Decision, Run, Step
 
 MOST_STEPS = 20
@@ -139,6 +139,7 @@ def _step(run: Run, step: Step, names: dict[str, str]) -> None:
         _say("error", f"{step.error.type}: {step.error.message}")
     if step.number > 1 or step.failures > 1:
         _say("attempts", f"{step.number}, of which {step.failures} failed")
+    _say("answered", f"by {answered}" if (answered := answered_by(step)) else "")
     if step.placement is not None:
         _placed(step, step.placement, names)
     _gpus(step.detail if isinstance(step.detail, dict) else {})

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -54,6 +54,18 @@ def question(step: Step) -> str:
     return str(step.detail.get("ask") or "may this go on?")
 
 
+def answered_by(step: Step) -> str:
+    """Which model answered a step, and for how many tokens; nothing where none has."""
+    detail = step.detail if isinstance(step.detail, dict) else {}
+    usage = detail.get("usage")
+    return f"{detail.get('model')} {tokens(usage)}" if isinstance(usage, dict) else ""
+
+
+def tokens(usage: Mapping[str, object]) -> str:
+    """``120 + 8 tokens``: those of the prompt, and of the answer."""
+    return f"{usage.get('prompt_tokens')} + {usage.get('completion_tokens')} tokens"
+
+
 def run_tree(run: Run, steps: Iterable[Step], words: Words) -> Tree:
     """The tree of ``run``."""
     mark, style = _MARKS.get(run.status, ("?", ""))
@@ -73,7 +85,8 @@ def line(step: Step, words: Words, name: str | None = None) -> Text:
     """One step in one line."""
     mark, style = _MARKS.get(step.status, ("?", ""))
     where = words.nodes.get(step.node or "", step.node or "")
-    parts = [step.verb, step.tier or "", where, _took(step), f"@{step.number}" if step.number > 1 else ""]
+    again = f"@{step.number}" if step.number > 1 else ""
+    parts = [step.verb, visible(answered_by(step)), step.tier or "", where, _took(step), again]
     text = Text.assemble((f"{mark} ", style), (visible(name or step.path), "bold" if step.status == "running" else ""))
     text.append("  " + " ".join(part for part in parts if part), "dim")
     if step.error is not None:

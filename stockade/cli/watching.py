@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from stockade.cli.exits import visible
 from stockade.cli.output import say
-from stockade.cli.tree import Words, question, run_tree
+from stockade.cli.tree import Words, question, run_tree, tokens
 from stockade.client import Client, Event, Run, ServerUnreachable, Step, StockadeError
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ MOST_ASKED = 3
 _ACTIVE = ("●", "◌", "◦")
 _STEP_EVENTS_SHOWN = frozenset(
     {
-        "step.assigned", "step.completed", "step.failed", "step.retrying", "step.waiting", "step.skipped",
-        "call.refused", "approval.requested", "approval.decided",
+        "step.assigned", "step.calling", "step.answered", "step.completed", "step.failed", "step.retrying",
+        "step.waiting", "step.skipped", "call.refused", "approval.requested", "approval.decided",
     }
 )  # fmt: skip
 MOST_LINES = 400
@@ -183,6 +183,8 @@ def _line(event: Event) -> str:
     data = event.data
     words = {
         "step.assigned": lambda: f"on {data.get('node_name') or data.get('node')} ({data.get('tier')})",
+        "step.calling": lambda: f"asks {', '.join(map(str, data.get('models') or ()))}",
+        "step.answered": lambda: f"by {data.get('model')}, {tokens(data)}",
         "step.failed": lambda: _error(data.get("error")),
         "step.retrying": lambda: f"{_error(data.get('error'))}; again in {data.get('in_seconds')} s",
         "step.waiting": lambda: "; ".join(str(one.get("message")) for one in data.get("reasons") or ()),

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlmodel import Session
 
+from controlplane.inference.values import ModelAnswer
 from controlplane.runs import recovery
 from controlplane.runs.journal import _Entry, _transaction
 from controlplane.runs.state import Frame, RunState, StepState, error_value
@@ -58,12 +59,18 @@ class Author:
     def step(self, depth: int) -> dict[str, Any]:
         self.count += 1
         step: dict[str, Any] = {"id": f"s{self.count}"}
-        verbs = ["tool", "tool", "set", "wait"]
+        verbs = ["tool", "tool", "llm", "set", "wait"]
         verb = self.chance.choice([*verbs, "if", "map", "map", "parallel", "approve"] if depth < 3 else verbs)
         if verb == "tool":
             step |= NOOP
             if self.chance.random() < 0.4:
                 step["retry"] = {"max": self.chance.randint(0, 2), "backoff": "1s"}
+        elif verb == "llm":
+            step["llm"] = {"model": "m", "prompt": "say ${input.n}"}
+            if self.chance.random() < 0.5:
+                step["llm"]["output"] = {"type": "object"}
+            if self.chance.random() < 0.4:
+                step["retry"] = {"max": self.chance.randint(0, 2), "backoff": "1s", "on": ["model", "schema"]}
         elif verb == "set":
             step["set"] = "${input.n}"
         elif verb == "wait":
@@ -159,9 +166,15 @@ class World:
             self.attempts += 1
             attempt = f"att_{self.attempts}"
             self.apply(lambda m: m.assigned(step, node="n", node_name="n", attempt=attempt, tier=None))
+        elif kind == "call":
+            self.attempts += 1
+            attempt = f"att_{self.attempts}"
+            self.apply(lambda m: m.calling(step, attempt=attempt, decision="dec_1"))
+        elif kind in ("answer", "nonsense") and not step.cancelling:
+            self.apply(lambda m: m.answered(step, answer('{"x": 1}' if kind == "answer" else "no JSON")))
         elif kind == "complete" and not step.cancelling:
             self.apply(lambda m: m.complete(step, {"x": path}))
-        elif kind in ("complete", "fail"):
+        elif kind in ("complete", "fail", "answer", "nonsense"):
             self.apply(lambda m: m.fail(step, error_value("tool", "no")))
         elif kind == "lost":
             self.apply(lambda m: m.lost(step, "node_lost", "gone"))
@@ -172,14 +185,25 @@ class World:
             self.apply(lambda m: m.decide_approval(step, approve=kind == "yes", by="ann", comment=""))
 
 
+def answer(text: str) -> ModelAnswer:
+    return ModelAnswer(
+        message={"role": "assistant", "content": text}, finish_reason="stop", model="m", replica="r", prompt_tokens=1,
+        completion_tokens=1, seconds=0.1,
+    )  # fmt: skip
+
+
 def kinds(step: StepState) -> list[str]:
     """What may happen next to a step that has not ended."""
     verb, status = step.spec.verb.value, step.status
     if step.terminal:
         return []
+    if verb == "llm" and status == "running":
+        return ["answer", "answer", "nonsense", "fail", "lost"]
+    if verb == "llm" and status == "ready":
+        return ["call"]
     if verb == "tool" and status == "running":
         return ["complete", "complete", "complete", "fail", "lost"]
-    if verb == "tool" and status == "waiting":
+    if verb in ("tool", "llm") and status == "waiting":
         return ["timer"]
     if verb == "tool":
         return ["assign"] if status == "ready" else []

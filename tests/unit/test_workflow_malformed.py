@@ -53,6 +53,88 @@ CASES: list[tuple[str, dict[str, Any], str, str, str, str]] = [
         "write {}",
     ),
     ("unknown top member", workflow(A, outptu=1), "/outptu", "unknown_member", "'outptu'", "'output'"),
+    (
+        "llm without a model",
+        workflow({"id": "a", "llm": {"prompt": "x"}}),
+        "/steps/0/llm",
+        "schema",
+        "no model",
+        "defaults",
+    ),
+    (
+        "llm with prompt and messages",
+        workflow({"id": "a", "llm": {"model": "m", "prompt": "x", "messages": "${input}"}}),
+        "/steps/0/llm",
+        "schema",
+        "exactly one",
+        "prompt",
+    ),
+    (
+        "messages as text",
+        workflow({"id": "a", "llm": {"model": "m", "messages": "say ${input}"}}),
+        "/steps/0/llm/messages",
+        "schema",
+        "a list",
+        "${…}",
+    ),
+    (
+        "a message without content",
+        workflow({"id": "a", "llm": {"model": "m", "messages": [{"role": "user"}]}}),
+        "/steps/0/llm/messages/0/content",
+        "schema",
+        "required",
+        "content",
+    ),
+    (
+        "an unknown member of a message",
+        workflow({"id": "a", "llm": {"model": "m", "messages": [{"role": "user", "content": "x", "nme": 1}]}}),
+        "/steps/0/llm/messages/0/nme",
+        "unknown_member",
+        "a message",
+        "content",
+    ),
+    (
+        "an image elsewhere",
+        workflow(
+            {
+                "id": "a",
+                "llm": {
+                    "model": "m",
+                    "messages": [
+                        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://inside/"}}]}
+                    ],
+                },
+            }
+        ),
+        "/steps/0/llm/messages/0/content/0/image_url/url",
+        "schema",
+        "data:image",
+        "",
+    ),
+    (
+        "an output that is no schema",
+        workflow({"id": "a", "llm": {"model": "m", "prompt": "x", "output": {"type": "objct"}}}),
+        "/steps/0/llm/output",
+        "schema",
+        "objct",
+        "JSON Schema",
+    ),
+    (
+        "an output that refers outside",
+        workflow({"id": "a", "llm": {"model": "m", "prompt": "x", "output": {"$ref": "http://inside/"}}}),
+        "/steps/0/llm/output/$ref",
+        "schema",
+        "leave the document",
+        "$defs",
+    ),
+    (
+        "near a model call",
+        workflow({"id": "a", "llm": {"model": "m", "prompt": "x"}, "near": "data://d"}),
+        "/steps/0/near",
+        "schema",
+        "does not apply",
+        "code, tool",
+    ),
     ("two verbs", workflow({"id": "a", "set": 1, "tool": "x.y"}), "/steps/0", "schema", "tool and set", "split"),
     ("no verb", workflow({"id": "a"}), "/steps/0", "schema", "none", "add one of"),
     ("wrong type", workflow(code(timeout=True)), "/steps/0/timeout", "schema", "duration", "30s"),
@@ -317,7 +399,7 @@ def test_is_refused_with_place_cause_and_fix(
 
 
 NOT_YET = [
-    *((f"/steps/0/{verb}", {"id": "a", verb: {}}) for verb in ("llm", "agent", "flow", "loop", "expand")),
+    *((f"/steps/0/{verb}", {"id": "a", verb: {}}) for verb in ("agent", "flow", "loop", "expand")),
     *((f"/steps/0/{name}", code(**{name: 1})) for name in ("gang", "undo", "stream", "budget", "priority")),
     *((f"/steps/0/code/{name}", {"id": "a", "code": {name: "x"}}) for name in ("javascript", "wasm", "command")),
     *((f"/steps/0/sandbox/{name}", code(sandbox={name: "x"})) for name in ("session", "checkpoint", "network")),
@@ -338,7 +420,7 @@ def test_a_planned_feature_is_refused_as_not_yet(pointer: str, step: dict[str, A
     assert found[0].hint
 
 
-@pytest.mark.parametrize(("member", "value"), [("budget", {"usd": 1}), ("defaults", {"model": "small"})])
+@pytest.mark.parametrize(("member", "value"), [("budget", {"usd": 1}), ("defaults", {"secrets": ["a"]})])
 def test_a_planned_top_level_member_is_refused_as_not_yet(member: str, value: Any) -> None:
     with pytest.raises(WorkflowInvalid) as refused:
         compile_workflow(workflow(A, **{member: value}))

@@ -18,7 +18,7 @@ changed(part) := object.union(base, {"definition": object.union(definition, part
 
 test_an_ordinary_workflow_is_admitted if workflow.decision.allow with input as good
 
-test_an_unknown_verb_is_denied if codes(changed({"verbs": ["llm"]})) == {"verb_not_allowed"}
+test_an_unknown_verb_is_denied if codes(changed({"verbs": ["flow"]})) == {"verb_not_allowed"}
 
 test_an_unknown_tier_is_denied if codes(changed({"tiers": ["vm"]})) == {"tier_not_allowed"}
 
