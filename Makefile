@@ -20,10 +20,14 @@ export XDG_CACHE_HOME ?= $(CACHE)
 export XDG_DATA_HOME ?= $(CURDIR)/.stockade/data
 export XDG_CONFIG_HOME ?= $(CURDIR)/.stockade/config
 SETUP := .stockade/demo/setup
+# Of the Dockerfiles' base, and the Python in it.
+SUITE := bookworm
+WHEELS_PYTHON ?= 3.11
+BASE_PACKAGES := python3,python3-venv,bubblewrap,ca-certificates
 
-COMPONENTS := docker runsc opa llamacpp sglang
+COMPONENTS := tools docker runsc opa compose compose-v2 llamacpp sglang
 
-.PHONY: image demo test test-long check bench clean sync sync-science
+.PHONY: image wheels base deploy-images demo test test-long check bench clean sync sync-science
 .PHONY: components components-status components-stop $(COMPONENTS:%=components-%)
 
 $(UV):
@@ -45,6 +49,27 @@ sync-science: $(UV)
 # The image that tests of the tier container run; made once per engine, by debootstrap. Needs root and a Docker Engine.
 image: sync
 	@$(RUN)/stockade image ls -o name | grep -qx python || $(RUN)/stockade image build python --packages python3
+
+# What the Dockerfiles copy: the locked packages for WHEELS_PYTHON, our own wheel, OPA with its configuration.
+wheels: sync
+	@mkdir -p .image/wheels .image/opa && rm -f .image/wheels/stockade-*.whl
+	$(UV) export --frozen --no-dev --extra all --no-emit-project -q -o .image/requirements.txt
+	$(PYTHON) -m pip download --disable-pip-version-check -q --require-hashes --only-binary :all: \
+	  --python-version $(WHEELS_PYTHON) -r .image/requirements.txt -d .image/wheels
+	$(UV) build --wheel -q -o .image/wheels && rm -f .image/wheels/.gitignore
+	cp deploy/opa/* controlplane/authorization/opa/server/config.yaml controlplane/authorization/opa/server/authz.rego .image/opa/
+	cp -L $(STOCKADE_COMPONENTS)/bin/opa .image/opa/opa
+
+# A base for the Dockerfiles where no registry is reachable. Needs root, debootstrap and a Docker Engine.
+base: sync
+	@docker image inspect stockade-base:$(SUITE) >/dev/null 2>&1 || { \
+	  $(RUN)/stockade image build deploy-base --suite $(SUITE) --packages $(BASE_PACKAGES) && \
+	  docker tag stockade/deploy-base:current stockade-base:$(SUITE) && $(RUN)/stockade image rm deploy-base; }
+
+# The images that deploy/compose.yaml starts.
+deploy-images: wheels base
+	docker build -q --network none --build-arg BASE=stockade-base:$(SUITE) -t stockade:local .
+	docker build -q --network none --build-arg BASE=stockade-base:$(SUITE) -t stockade-opa:local -f deploy/opa.Dockerfile .
 
 # KEEP=1 leaves Stockade running.
 demo: sync
@@ -81,4 +106,4 @@ components-stop:
 	@$(PYTHON) deploy/components stop
 
 clean:
-	rm -rf .venv .uv .stockade .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .uv .stockade .image .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from controlplane import private_hosts
@@ -31,6 +32,9 @@ class Settings(BaseSettings):
     """Holds the database, artifacts, output logs and key files; made with mode 0700."""
     host: str = "127.0.0.1"
     port: int = Field(default=7373, ge=0, le=65535)
+    tls_certificate_file: Path | None = None
+    """With ``tls_key_file``: the port speaks HTTPS. ``python -m controlplane.certificates`` makes both."""
+    tls_key_file: Path | None = None
     tenant: str = Field(default="default", pattern=r"^[a-z][a-z0-9-]{0,62}$")
 
     lease_seconds: float = Field(default=15.0, gt=0)
@@ -76,6 +80,15 @@ class Settings(BaseSettings):
                 raise ValueError("the policy engine opa needs STOCKADE_OPA_TOKEN_FILE: openssl rand -hex 32 > FILE")
         return self
 
+    @model_validator(mode="after")
+    def _has_both_halves_of_tls(self) -> Self:
+        if (self.tls_certificate_file is None) != (self.tls_key_file is None):
+            raise ValueError("TLS needs both STOCKADE_TLS_CERTIFICATE_FILE and STOCKADE_TLS_KEY_FILE; one is missing")
+        for path in (self.tls_certificate_file, self.tls_key_file):
+            if path is not None and not path.is_file():
+                raise ValueError(f"there is no file {path}; make it with python -m controlplane.certificates")
+        return self
+
     @property
     def opa_address(self) -> OpaAddress:
         """Raises: ValueError, only if no OPA decides."""
@@ -108,7 +121,8 @@ class Settings(BaseSettings):
     @property
     def url(self) -> str:
         """Where it listens, for people."""
-        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+        scheme = "http" if self.tls_certificate_file is None else "https"
+        return f"{scheme}://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
 
 def from_environment() -> Settings:
@@ -116,8 +130,11 @@ def from_environment() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        lines = [
-            f"STOCKADE_{str(one['loc'][0]).upper()}={str(one['input'])!r}: {one['msg'].removeprefix('Value error, ')}"
-            for one in error.errors()
-        ]
-        raise SettingsRefused("\n".join(lines)) from None
+        raise SettingsRefused("\n".join(_said(one) for one in error.errors())) from None
+
+
+def _said(refused: ErrorDetails) -> str:
+    message = refused["msg"].removeprefix("Value error, ")
+    if not refused["loc"]:  # of several variables together
+        return message
+    return f"STOCKADE_{str(refused['loc'][0]).upper()}={str(refused['input'])!r}: {message}"

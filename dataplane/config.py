@@ -2,7 +2,7 @@
 
 <state_dir>/identity    the node's stable name on the wire, made once
 <state_dir>/node.token  the join token, kept (0600) so that a restart needs none
-<state_dir>/node.pid    the running daemon
+<state_dir>/node.pid    the running daemon                <state_dir>/heard     touched at each acknowledged heartbeat
 <state_dir>/artifacts/  the artifact cache        <state_dir>/spool/  output that waits for the control plane
 """
 

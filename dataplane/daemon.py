@@ -31,6 +31,7 @@ from dataplane.custody import Custody
 from dataplane.data_roots import DataRoots
 from dataplane.egress import Lookup, system_lookup
 from dataplane.guest_calls import GuestCalls
+from dataplane.health import HEARD
 from dataplane.http_calls import HttpCalls
 from dataplane.inputs import Inputs
 from dataplane.inventory import Inventory
@@ -258,6 +259,7 @@ class NodeDaemon:
                 if generation == self._control_plane.generation:
                     self._inventory.told(heartbeat)
                 await self._custody.renew(now)
+                await anyio.to_thread.run_sync((self._config.state_dir / HEARD).touch)
 
     async def _outage(self, lane: str, error: Exception, backoff: Backoff) -> None:
         wait = backoff.next_seconds()

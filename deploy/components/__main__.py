@@ -18,6 +18,7 @@ from pathlib import Path
 
 import store
 from component import Component
+from debian_packages import DebianPackages
 from docker_engine import DockerEngine
 from go_program import GoProgram
 from llamacpp import LlamaCpp
@@ -50,12 +51,15 @@ def main(arguments: list[str]) -> int:
 def _components() -> tuple[DockerEngine, list[Component]]:
     pinned = tomllib.loads(Path(__file__).with_name("versions.toml").read_text("utf-8"))
     docker = DockerEngine(**pinned["docker"])
-    opa, runsc = pinned["opa"], pinned["runsc"]
+    opa, runsc, compose, compose_v2 = (pinned[name] for name in ("opa", "runsc", "compose", "compose-v2"))
     version = opa["version"].removeprefix("v")
     components: list[Component] = [
         docker,
+        DebianPackages("tools", **pinned["tools"], asks="--version", expects=r"debootstrap (\S+)"),
         GoProgram("runsc", **runsc, asks="--version", expects=r"(?m)^runsc version ", after=docker.reload),
         GoProgram("opa", **opa, asks="version", expects=rf"(?m)^Version: {version}$"),
+        DebianPackages("compose", **compose, asks="version", expects=r"version (1\.29\S*),"),
+        GoProgram("compose-v2", **compose_v2, asks="version", expects="^Docker Compose version", builds="cmd"),
         LlamaCpp(**pinned["llamacpp"]),
         SgLang(**pinned["sglang"]),
     ]
@@ -92,7 +96,7 @@ def _status(components: list[Component], *, as_json: bool) -> int:
         print(json.dumps([row | {"fix": "" if row["present"] else row["fix"]} for row in rows], indent=2))
     for row in [] if as_json else rows:
         said = f"{row['path']} {row['detail']}".strip() if row["present"] else f"{row['why']}\n  FIX {row['fix']}"
-        print(f"{'✓' if row['present'] else '✗'} {row['name']:<9} {row['version']:<12} {said}")
+        print(f"{'✓' if row['present'] else '✗'} {row['name']:<10} {row['version']:<12} {said}")
     return 0 if all(row["present"] for row in rows) else 1
 
 

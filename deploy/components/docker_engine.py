@@ -20,6 +20,7 @@ from typing import Any
 
 import store
 from component import State
+from debian_packages import install_packages
 
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0
@@ -64,14 +65,7 @@ class DockerEngine:
         if os.geteuid() != 0:
             raise store.ComponentFailed("installing and starting Docker needs root", "run this as root")
         if self._dockerd() is None:
-            if shutil.which("apt-get") is None:
-                raise store.ComponentFailed("this is no Debian", "install Docker Engine your system's way")
-            unattended = {"DEBIAN_FRONTEND": "noninteractive"}
-            # An installation that was killed leaves packages half configured.
-            store.run(self.name, ["dpkg", "--configure", "-a"], unattended)
-            store.run(self.name, ["apt-get", "update", "-qq"], unattended)
-            command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", self._package, "iptables"]
-            store.run(self.name, command, unattended)
+            install_packages(self.name, [self._package, "iptables"])
         self.start()
 
     def start(self) -> None:

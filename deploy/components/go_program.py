@@ -1,4 +1,4 @@
-"""A program built from a Go module at a pinned version: OPA and gVisor's runsc."""
+"""A program built from a Go module at a pinned version: OPA, gVisor's runsc, Compose v2."""
 
 from __future__ import annotations
 
@@ -14,16 +14,19 @@ class GoProgram:
     """``asks`` are arguments whose output names the ``expects``-ed version.
 
     ``after`` runs once it is in place.
+    ``builds`` is what the module calls the program, if not ``name``.
     """
 
     def __init__(
-        self, name: str, module: str, version: str, *, asks: str, expects: str, after: Callable[[], None] | None = None
-    ) -> None:
+        self, name: str, module: str, version: str, *, asks: str, expects: str, builds: str = "",
+        after: Callable[[], None] | None = None,
+    ) -> None:  # fmt: skip
         self.name = name
         self._module = module
         self._version = version
         self._asks = asks
         self._expects = expects
+        self._builds = builds or name
         self._after = after
         self._program = store.home(name, version) / "bin" / name
 
@@ -51,3 +54,5 @@ class GoProgram:
         with store.staged(self.name, self._version) as folder:
             settings = {"CGO_ENABLED": "0", "GOBIN": str(folder / "bin"), "GOFLAGS": "-buildvcs=false"}
             store.run(self.name, [go, "install", f"{self._module}@{self._version}"], settings)
+            if self._builds != self.name:
+                (folder / "bin" / self._builds).rename(folder / "bin" / self.name)

@@ -49,7 +49,7 @@ def root() -> Path:
 
 def say(name: str, text: str) -> None:
     """One line of progress."""
-    print(f"{name:<9} {text}", flush=True)
+    print(f"{name:<10} {text}", flush=True)
 
 
 @contextmanager

@@ -160,7 +160,8 @@ def _walls(wanted: Strength | None) -> Walls:
 
 
 def _try_bubblewrap(program: str) -> str:
-    command = [program, "--unshare-all", "--die-with-parent", "--ro-bind", "/", "/", "true"]
+    # With a new /proc: a container whose own is masked may make user namespaces, and yet not that.
+    command = [program, "--unshare-all", "--die-with-parent", "--ro-bind", "/", "/", "--proc", "/proc", "true"]
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

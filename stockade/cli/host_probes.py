@@ -58,7 +58,7 @@ def bubblewrap() -> Finding:
 def namespaces() -> Finding:
     """Whether walls can be made, by making some."""
     program = shutil.which("bwrap")
-    walls = [program, "--unshare-all", "--ro-bind", "/", "/", "--", "/bin/true"] if program else None
+    walls = [program, "--unshare-all", "--ro-bind", "/", "/", "--proc", "/proc", "--", "/bin/true"] if program else None
     what = "bwrap makes its walls" if walls else "a user namespace can be made"
     try:
         tried = subprocess.run(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import ssl
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -21,12 +23,18 @@ RETRY_STATUS = frozenset({502, 503, 504})
 
 
 def options(url: str, api_key: str | None, timeout: float) -> dict[str, Any]:
-    """What an httpx2 client is made with. A proxy from the environment never sees loopback's key."""
+    """What an httpx2 client is made with. A proxy from the environment never sees loopback's key.
+
+    ``SSL_CERT_FILE`` names a private authority, on loopback as well.
+    """
     headers = {"User-Agent": f"stockade/{__version__}", "Accept": "application/json"}
     if api_key:
         headers["Authorization"] = f"Bearer {api_key}"
     loopback = httpx2.URL(url).host in ("127.0.0.1", "localhost", "::1")
-    return {"base_url": url.rstrip("/"), "headers": headers, "timeout": timeout, "trust_env": not loopback}
+    made = {"base_url": url.rstrip("/"), "headers": headers, "timeout": timeout, "trust_env": not loopback}
+    if loopback and (authority := os.environ.get("SSL_CERT_FILE")) and url.startswith("https:"):
+        made["verify"] = ssl.create_default_context(cafile=authority)
+    return made
 
 
 def request_arguments(call: Call[Any]) -> dict[str, Any]:
