@@ -231,7 +231,7 @@ async def engine(
     enforcer = Enforcer(policy, {})
     controller = Controller(journal, inventory, hub)
     dispatcher = Dispatcher(controller, enforcer, tools, broker, frozenset(settings.private_hosts))
-    model_steps = ModelSteps(controller, models)
+    model_steps = ModelSteps(controller, models, tools)
     parts = Engine(
         settings=settings,
         store=store,

@@ -60,7 +60,9 @@ def _asked(decision: Mapping[str, Any]) -> str:
         "purpose": given.get("purpose", "?"),
         "tool": tool.get("name", "?") if isinstance(tool, Mapping) else tool,
         "args": ", ".join(given.get("args") or {}) or "no arguments",
-        "via": {"step": "the workflow's own step", "guest": "code in a sandbox"}.get(given.get("via", ""), "?"),
+        "via": {"step": "the workflow's own step", "agent": "an agent's model", "guest": "code in a sandbox"}.get(
+            given.get("via", ""), "?"
+        ),
         "secret": given.get("secret", "?"),
         "destination": f"{to.get('method', '?')} {to.get('scheme', '?')}://{to.get('host', '?')}:{to.get('port', '?')}"
         f"{to.get('path', '')}",

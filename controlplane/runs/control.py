@@ -1,4 +1,4 @@
-"""The verbs that never leave the control plane: set, if, map, parallel, approve, wait.
+"""The verbs that never leave the control plane: set, if, map, parallel, approve, wait; and what an agent decides.
 
 ``ControlVerbs`` is the part of ``transitions.Machine`` that begins them and gathers what their frames gave.
 """
@@ -53,6 +53,12 @@ class ControlVerbs(ABC):
     def wake(self, step: StepState, due_ns: int) -> None: ...
 
     @abstractmethod
+    def begin_agent(self, step: StepState) -> None: ...
+
+    @abstractmethod
+    def turn_frame_done(self, owner: StepState, frame: Frame) -> None: ...
+
+    @abstractmethod
     def close_cancelled(self, step: StepState, message: str) -> None: ...
 
     def begin_control(self, step: StepState) -> None:
@@ -77,6 +83,8 @@ class ControlVerbs(ABC):
             self._begin_map(step)
         elif spec.verb is Verb.WAIT:
             self._begin_wait(step)
+        elif spec.verb is Verb.AGENT:
+            self.begin_agent(step)
         else:
             self._begin_approval(step)
 
@@ -119,6 +127,8 @@ class ControlVerbs(ABC):
             return
         if owner.spec.verb is Verb.MAP:
             self._map_frame_done(owner, frame)
+        elif owner.spec.verb is Verb.AGENT:
+            self.turn_frame_done(owner, frame)
         elif frame.failure is not None:
             self.fail(owner, caused(frame.failure))
         elif frame.cancelled:

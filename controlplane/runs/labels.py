@@ -58,9 +58,18 @@ def of_result(tool: Tool | None) -> dict[str, Any]:
     return {"integrity": "untrusted", "sources": [tool.name]}
 
 
+def of_given(step: StepState) -> dict[str, Any]:
+    """What a step was made from: its expressions, or for a step that an agent's model wrote all that the model read."""
+    labels = of_templates(step.frame, step.spec.fields.values())
+    owner = step.frame.owner
+    if owner is not None and owner.spec.verb is Verb.AGENT:
+        labels = join(labels, of_given(owner), owner.labels)
+    return labels
+
+
 def of_step(step: StepState) -> dict[str, Any]:
     """What a step's output inherits, before anything it fetched while running is added."""
-    labels = of_templates(step.frame, step.spec.fields.values())
+    labels = of_given(step)
     for frame in step.frames.values():
         labels = join(labels, *(below.labels for below in frame.steps.values()))
     if step.spec.verb is Verb.CODE and "inputs" in step.spec.fields:

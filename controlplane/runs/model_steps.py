@@ -1,4 +1,4 @@
-"""Performs ``llm`` steps, here and not on a node: ask policy, commit that the call is made, call, commit the answer.
+"""Calls models for ``llm`` steps and agents' turns, here and not on a node: ask policy, commit, call, commit.
 
 The commit before the call holds the decision and the attempt; the one after it the answer, once. What was called and
 not recorded when the process died is called again, under the same key.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from functools import partial
+from typing import Any
 
 import structlog
 
@@ -16,6 +17,9 @@ from controlplane.authorization.values import Decision, PolicyUnavailable
 from controlplane.ids import new_id
 from controlplane.inference.values import ModelAnswer, ModelCall, ModelFailed, Models
 from controlplane.placement.dispatcher import denial, park
+from controlplane.runs.agent_calls import turn_call
+from controlplane.runs.agent_tools import calls_of, granted
+from controlplane.runs.agent_turns import agent_of, is_turn
 from controlplane.runs.controller import Controller, decision_write
 from controlplane.runs.journal import JournalFailed
 from controlplane.runs.model_calls import failure, model_call
@@ -23,6 +27,8 @@ from controlplane.runs.state import RunState, StepState, error_value
 from controlplane.runs.transitions import Machine
 from controlplane.runs.work import WorkRefused
 from controlplane.store import Write
+from controlplane.tools.registry import Tool, ToolRegistry
+from controlplane.workflows.spec import Agent
 
 log = structlog.get_logger(__name__)
 CALLS_MOST = 64
@@ -32,8 +38,9 @@ CALLS_MOST = 64
 class ModelSteps:
     """One per control plane; ``run`` is its loop. Every call is a task of it and ends with it."""
 
-    def __init__(self, controller: Controller, models: Models) -> None:
+    def __init__(self, controller: Controller, models: Models, tools: ToolRegistry) -> None:
         self._controller = controller
+        self._tools = tools
         self._models = models
         self._slots = asyncio.Semaphore(CALLS_MOST)
         self._calls: dict[str, asyncio.Task[None]] = {}
@@ -64,7 +71,7 @@ class ModelSteps:
         if not _open(run, step):
             return
         try:
-            call = model_call(run, step, time.time_ns())
+            call = self._prepare(run, step)
             decision = await self._models.decide(call)
         except WorkRefused as refused:
             self._fail(run, step, refused.error)
@@ -83,6 +90,18 @@ class ModelSteps:
             self._controller.apply(run, lambda machine: machine.fail(step, denial(decision)), writes=writes)
             return
         await self._call(run, step, call, decision, writes)
+
+    def _prepare(self, run: RunState, step: StepState) -> ModelCall:
+        now_ns = time.time_ns()
+        if is_turn(step):
+            return turn_call(run, step, self._offered(run, step)[1], now_ns)
+        return model_call(run, step, now_ns)
+
+    def _offered(self, run: RunState, step: StepState) -> tuple[Agent, list[Tool]]:
+        """What the agent of this turn may use."""
+        agent = agent_of(step.spec)
+        pinned = self._controller.pinned.get(run.id, {})
+        return agent, granted(agent, self._tools, run.tenant, pinned)
 
     async def _call(
         self, run: RunState, step: StepState, call: ModelCall, decision: Decision, writes: list[Write]
@@ -105,6 +124,12 @@ class ModelSteps:
             del self._calls[attempt]
         if controller.current(attempt, fence) is None:
             return
+        calls: list[dict[str, Any]] = []
+        if is_turn(step) and isinstance(answer, ModelAnswer):
+            try:
+                calls = calls_of(answer.message, *self._offered(run, step))
+            except (RecursionError, TypeError, ValueError) as error:
+                answer = ModelFailed("model", f"its answer cannot be read: {error}"[:500])
         del controller.attempts[attempt]
 
         def ended(machine: Machine) -> None:
@@ -112,6 +137,8 @@ class ModelSteps:
                 machine.fail(step, failure(answer))
             elif step.cancelling:
                 machine.fail(step, error_value("cancelled", "the answer came after the step was cancelled"))
+            elif is_turn(step):
+                machine.turn_answered(step, answer, calls)
             else:
                 machine.answered(step, answer)
 

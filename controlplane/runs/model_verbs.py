@@ -37,9 +37,7 @@ class ModelVerbs(ControlVerbs):
 
     def answered(self, step: StepState, answer: ModelAnswer) -> None:
         """The answer, counted and judged; recorded once, in this transition."""
-        spent = usage(step, answer)
-        step.labels = labels.join(labels.of_step(step), {"integrity": "trusted", "sources": [f"model:{answer.model}"]})
-        self.event("step.answered", step, spent)
+        self.heard(step, answer)
         text = text_of(answer.message)
         value, problems = value_of(text, step.spec.answer, answer.finish_reason)
         if not problems:
@@ -53,6 +51,11 @@ class ModelVerbs(ControlVerbs):
         else:
             step.detail.pop("repair", None)
             self.fail(step, error_value("schema", "; ".join(problems)[:2000]))
+
+    def heard(self, step: StepState, answer: ModelAnswer) -> None:
+        """Count an answer, and label it as its prompt was."""
+        step.labels = labels.join(labels.of_step(step), {"integrity": "trusted", "sources": [f"model:{answer.model}"]})
+        self.event("step.answered", step, usage(step, answer))
 
 
 def usage(step: StepState, answer: ModelAnswer) -> dict[str, Any]:

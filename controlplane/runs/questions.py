@@ -53,7 +53,8 @@ def admission(
 ) -> Question:
     """``runtime.workflow``: may this definition run at all?"""
     steps = list(walk(workflow.root))
-    tiers = {step.sandbox.tier for step in steps if step.verb == "code"}
+    agents = [step for step in steps if step.spec.agent is not None and step.spec.agent.code]
+    tiers = {step.sandbox.tier for step in (*agents, *steps) if step.verb in ("code", "agent")}
     most = {
         "cpu": max((step.resources.cpu_milli / 1000 for step in steps), default=0),
         "memory_bytes": max((step.resources.memory_bytes or 0 for step in steps), default=0),

@@ -14,6 +14,14 @@ import msgspec
 from sqlmodel import Session, col, select
 
 from controlplane.runs import labels
+from controlplane.runs.agent_turns import (
+    calls_frame,
+    final_value,
+    hear_model,
+    hear_repair,
+    hear_results,
+    model_frame,
+)
 from controlplane.runs.control import map_frame
 from controlplane.runs.state import RUN_TERMINAL, CallState, Frame, RunState, StepState
 from controlplane.tables import CallRow, EventRow, PrincipalRow, RunDefinitionRow, RunRow, StepRow
@@ -99,12 +107,40 @@ class _Rebuild:
         if spec.verb is Verb.MAP:
             self._map(step, cancelled=cancelled or "failed" in step.detail)
             return
+        if spec.verb is Verb.AGENT:
+            self._agent(step, cancelled=cancelled or "stopping" in step.detail)
+            return
         block = spec.otherwise if step.detail.get("branch") == "else" else spec.body
         if block is None:
             return
         frame = Frame(block=block, prefix=f"{step.path}/", owner=step, index=-1, scope=step.frame.scope)
         step.frames[-1] = frame
         self.frame(frame, cancelled=cancelled)
+
+    def _agent(self, step: StepState, *, cancelled: bool) -> None:
+        """Every turn in order; the last one has what is still open."""
+        for turn in range(1, step.detail["turn"] + 1):
+            frame = model_frame(step, turn)
+            if self._is_open(step, frame, cancelled=cancelled):
+                return
+            hear_model(step, turn, frame.steps["model"].output)
+            if not step.said["calls"]:
+                hear_repair(step, final_value(step)[1])
+                continue
+            calls = calls_frame(step, turn)
+            if calls is not None and self._is_open(step, calls, cancelled=cancelled):
+                return
+            hear_results(step, turn, {} if calls is None else calls.steps)
+
+    def _is_open(self, step: StepState, frame: Frame, *, cancelled: bool) -> bool:
+        self.frame(frame, cancelled=cancelled)
+        if frame.unfinished:
+            step.frames[frame.index] = frame
+            return True
+        for below in frame.steps.values():
+            self.run.steps.pop(below.path, None)
+        step.labels = labels.join(step.labels, *(below.labels for below in frame.steps.values()))
+        return False
 
     def _map(self, step: StepState, *, cancelled: bool) -> None:
         step.items = step.spec.fields["over"].render(step.frame.scope)
@@ -134,7 +170,7 @@ class _Rebuild:
 
 def row_is_open_control(step: StepState) -> bool:
     """Whether there may be frames below that still matter."""
-    return step.status == "running" and step.spec.verb in (Verb.IF, Verb.MAP, Verb.PARALLEL)
+    return step.status == "running" and step.spec.verb in (Verb.IF, Verb.MAP, Verb.PARALLEL, Verb.AGENT)
 
 
 def _restore(step: StepState, row: StepRow) -> None:

@@ -219,6 +219,7 @@ class RunService:
                 problems.append(
                     Problem(pointer=where, message=f"there is no tool {name!r}", hint=hint, type="unknown_tool")
                 )
+            problems += self._missing_grants(tenant, step)
             for index, secret in enumerate(step.spec.secrets or ()):
                 if secret not in known:
                     hint = f"set it: stockade secret set {secret}"
@@ -229,6 +230,20 @@ class RunService:
                         )
                     )
         return problems
+
+    def _missing_grants(self, tenant: str, step: CompiledStep) -> list[Problem]:
+        """Tools that an agent is given by name and nobody made: its model would be told nothing of them."""
+        agent = step.spec.agent
+        return [
+            Problem(
+                pointer=f"{step.pointer}/agent/tools/{index}",
+                message=f"there is no tool {name!r}",
+                hint=f"register it: stockade tool add {name} SPEC.json",
+                type="unknown_tool",
+            )
+            for index, name in enumerate((agent.tools if agent is not None else None) or ())
+            if not name.endswith(".*") and self.tools.get(tenant, name) is None
+        ]
 
     def _pin(self, tenant: str, compiled: CompiledWorkflow) -> dict[str, str]:
         return {tool.name: tool.digest for tool in self.tools.list(tenant) if match(compiled.uses_tools, tool.name)}

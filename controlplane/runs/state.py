@@ -8,6 +8,7 @@ It is rebuilt from rows after a restart (``recovery``), so everything that canno
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -78,6 +79,9 @@ class StepState:
     next_item: int = 0
     failed_items: int = 0
     calls: dict[str, CallState] = field(default_factory=dict)
+    # Agents: what was said after the prompt, and the model's latest words; made anew from the turns' rows.
+    conversation: list[dict[str, Any]] = field(default_factory=list)
+    said: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def terminal(self) -> bool:

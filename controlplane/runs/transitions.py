@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from controlplane.runs import labels
+from controlplane.runs.agent_verbs import AgentVerbs
 from controlplane.runs.bounds import TooMuch, bounded
-from controlplane.runs.model_verbs import ModelVerbs
 from controlplane.runs.state import Frame, RunState, StepState, error_value, step_write
 from controlplane.store import Write, encoded, insert
 from controlplane.tables import EventRow, RunRow
@@ -57,7 +57,7 @@ class Outcome:
 
 
 @dataclass
-class Machine(ModelVerbs):
+class Machine(AgentVerbs):
     """The mutable workings of one transition."""
 
     run: RunState
@@ -173,6 +173,8 @@ class Machine(ModelVerbs):
             self.complete(step, None)
         elif step.spec.verb is Verb.APPROVE:
             self.fail(step, error_value("rejected", "nobody decided before the approval expired"))
+        elif step.spec.verb is Verb.AGENT:
+            self.agent_overdue(step)
         self.settle()
 
     # -- walking ---------------------------------------------------------------------------------------------------

@@ -105,6 +105,8 @@ def _prepare_tool(
     if not isinstance(args, dict):
         raise WorkRefused(error_value("schema", f"`args` of {step.path} is not an object"))
     own_key = str(spec.key.render(scope)) if spec.key is not None else None
+    owner = step.frame.owner
+    agent = None if owner is None else owner.spec.spec.agent
     call = tool_call(
         run,
         step,
@@ -113,10 +115,10 @@ def _prepare_tool(
         pinned=pinned,
         tools=tools,
         occurrence=0,
-        via="step",
-        granted=[name],
+        via="step" if agent is None else "agent",
+        granted=[name] if agent is None else list(agent.tools or ()),
         own_key=own_key,
-        arg_labels=labels.of_templates(step.frame, spec.fields.values()),
+        arg_labels=labels.of_given(step),
         now_ns=now_ns,
     )
     wall = spec.timeout_seconds or 60.0

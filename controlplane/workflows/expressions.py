@@ -18,7 +18,7 @@ from controlplane.workflows.problem_values import Problem, caret, child
 from controlplane.workflows.scope import Names, Scope, UnknownName
 from controlplane.workflows.tokens import scan
 
-__all__ = ["ExpressionFailed", "Names", "Scope", "Template", "UnknownName", "compile_template"]
+__all__ = ["ExpressionFailed", "Names", "Scope", "Template", "UnknownName", "compile_template", "literal"]
 
 MAX_TEXT = 16 * 1024 * 1024
 
@@ -108,6 +108,11 @@ class _Object(Template):
 
     def render(self, scope: Scope) -> dict[str, Any]:
         return {key: member.render(scope) for key, member in self.members.items()}
+
+
+def literal(value: Any) -> Template:
+    """A template that is this value; text in it that looks like an expression is text."""
+    return _Literal(value)
 
 
 def compile_template(

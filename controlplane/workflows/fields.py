@@ -3,6 +3,7 @@
 code     source, args, inputs        approve  ask, show
 tool     args                        wait     duration or until
 llm      system, prompt or messages  map      over
+agent    instructions, prompt, inputs
 set      value                       parallel (none)
 if       cond
 """
@@ -19,18 +20,19 @@ from controlplane.workflows.quantities import parse_duration, parse_instant
 from controlplane.workflows.scope import Names
 from controlplane.workflows.spec import WORK, Step, Verb
 
+_RETRIED = WORK | {Verb.AGENT}
 _ON_NODES = frozenset({Verb.CODE, Verb.TOOL})
 _APPLIES: Mapping[str, frozenset[Verb]] = {
     "args": frozenset({Verb.TOOL}),
     "do": frozenset({Verb.IF, Verb.MAP, Verb.PARALLEL}),
     "else_": frozenset({Verb.IF}),
-    "retry": WORK,
-    "timeout": WORK,
+    "retry": _RETRIED,
+    "timeout": _RETRIED,
     "near": _ON_NODES,
     "resources": _ON_NODES,
-    "secrets": _ON_NODES,
+    "secrets": _ON_NODES | {Verb.AGENT},
     "key": _ON_NODES,
-    "sandbox": frozenset({Verb.CODE}),
+    "sandbox": frozenset({Verb.CODE, Verb.AGENT}),
 }
 
 
@@ -93,7 +95,7 @@ class Fields:
         """The verb's templates by name."""
         compilers: dict[Verb, Callable[[], dict[str, Template]]] = {
             Verb.CODE: self._code, Verb.MAP: self._map, Verb.APPROVE: self._approve, Verb.WAIT: self._wait,
-            Verb.LLM: self._llm,
+            Verb.LLM: self._llm, Verb.AGENT: self._agent,
             Verb.TOOL: lambda: {"args": self.template(self.step.args or {}, "args")},
             Verb.SET: lambda: {"value": self.template(self.step.set, "set")},
             Verb.IF: lambda: {"cond": self.condition(self.step.if_, "if")},
@@ -151,20 +153,17 @@ class Fields:
             self.problem("call and args belong to python", "pass values to shell as inputs or in files", "code")
         if code.args is not None and code.call is None:
             self.problem("args without call", "name the function with call", "code", "args")
-        for index, grant in enumerate(code.tools or ()):
-            if grant.startswith("*"):
-                self.problem("a tool grant names its server", "write server.*", "code", "tools", index)
         return {
             "source": self.template(getattr(code, language), "code", language, source=True),
             "args": self.template(code.args or [], "code", "args"),
-            "inputs": self._inputs(code.inputs or {}),
+            "inputs": self._inputs(Verb.CODE, code.inputs or {}),
         }
 
-    def _inputs(self, inputs: Mapping[str, str]) -> Template:
+    def _inputs(self, verb: Verb, inputs: Mapping[str, str]) -> Template:
         for name, value in inputs.items():
-            self.address(value, "code", "inputs", name)
+            self.address(value, verb, "inputs", name)
         return compile_template(
-            dict(inputs), pointer=child(self.pointer, "code", "inputs"), names=self.names, problems=[]
+            dict(inputs), pointer=child(self.pointer, verb, "inputs"), names=self.names, problems=[]
         )
 
     def _llm(self) -> dict[str, Template]:
@@ -183,6 +182,21 @@ class Fields:
         if isinstance(plain, str) and not _is_whole(template) and not self._known_bad("llm", "messages"):
             self.problem("messages must be a list", "write a list or one whole ${…} that gives one", "llm", "messages")
         return {"messages": template}
+
+    def _agent(self) -> dict[str, Template]:
+        agent = self.step.agent
+        if agent is None:
+            return {}
+        if agent.inputs is not None and not agent.code:
+            self.problem("inputs are for the code of an agent", "add code: true", "agent", "inputs")
+        if self.step.sandbox is not None and not agent.code:
+            self.problem("a sandbox is for the code of an agent", "add code: true under agent", "sandbox")
+        templates = {"prompt": self.template(agent.prompt, "agent", "prompt")}
+        if agent.instructions is not None:
+            templates["instructions"] = self.template(agent.instructions, "agent", "instructions")
+        if agent.inputs is not None:
+            templates["inputs"] = self._inputs(Verb.AGENT, agent.inputs)
+        return templates
 
     def _map(self) -> dict[str, Template]:
         over = self.step.map.over if self.step.map is not None else None

@@ -154,14 +154,15 @@ class _Compiler:
             body=body,
             otherwise=otherwise,
             as_name=step.map.as_ if step.map is not None else None,
-            retry=retry_of(step),
+            # An agent's turns are tried again one by one, never the whole of it.
+            retry=Retry() if verb is Verb.AGENT else retry_of(step),
             timeout_seconds=step.timeout,
             on_error=step.on_error,
             sandbox=sandbox,
             resources=resources_of(step, verb, sandbox, fields),
             gates=ordering.gates(index, siblings, fields) if verb is Verb.APPROVE else (),
-            models=models_of(step.llm, fields, verb),
-            answer=self._answer(step.llm, child(pointer, verb, "output")),
+            models=models_of(step.llm or step.agent, fields, verb),
+            answer=self._answer(step.llm or step.agent, child(pointer, verb, "output")),
         )
 
     def _answer(self, given: Sampling | None, pointer: str) -> Schema | None:
@@ -225,7 +226,8 @@ class _Compiler:
     def _use(self, step: Step) -> None:
         if step.tool is not None:
             self.tools.add(step.tool)
-        self.tools.update(step.code.tools or () if step.code is not None else ())
+        for given in (step.code, step.agent):
+            self.tools.update(given.tools or () if given is not None else ())
         self.secrets.update(step.secrets or ())
 
 

@@ -14,6 +14,8 @@ from controlplane.workflows.problem_values import Problem, child, did_you_mean
 _MODELS: Mapping[str, type[BaseModel]] = {
     "code": spec.Code, "map": spec.Map, "parallel": spec.Parallel, "approve": spec.Approve, "wait": spec.Wait,
     "llm": spec.Llm,
+    "agent": spec.Agent,
+    "budget": spec.AgentBudget,
     "retry": spec.RetrySpec, "sandbox": spec.SandboxSettings, "resources": spec.ResourceSettings,
     "defaults": spec.Defaults,
 }  # fmt: skip
@@ -21,7 +23,6 @@ _MODELS: Mapping[str, type[BaseModel]] = {
 _SANDBOX = "a sandbox has tier, image, memory and wall in this release"
 NOT_YET: Mapping[str, Mapping[str, str]] = {
     "step": {
-        "agent": "write the turns as code and tool steps",
         "flow": "copy the steps of the sub-workflow here",
         "loop": "use a map step, or submit another run",
         "expand": "submit what the model wrote as a run of its own",

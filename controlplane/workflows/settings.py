@@ -16,16 +16,19 @@ _Settings = TypeVar("_Settings", bound=Model)
 
 def merged(step: Step, verb: Verb, defaults: Defaults) -> Step:
     """The step with the workflow's defaults under its own modifiers. Control steps take none."""
-    if verb not in WORK:
+    if verb not in (*WORK, Verb.AGENT):
         return step
     update: dict[str, object] = {"retry": _over(defaults.retry, step.retry)}
-    if step.timeout is None:
+    # The time of an attempt; an agent's is that of all its turns together.
+    if step.timeout is None and verb is not Verb.AGENT:
         update["timeout"] = defaults.timeout
     if verb in (Verb.CODE, Verb.TOOL):
         update["resources"] = _over(defaults.resources, step.resources)
     if step.llm is not None and step.llm.model is None:
         update["llm"] = step.llm.model_copy(update={"model": defaults.model})
-    if verb is Verb.CODE:
+    if step.agent is not None and step.agent.model is None:
+        update["agent"] = step.agent.model_copy(update={"model": defaults.model})
+    if verb is Verb.CODE or (step.agent is not None and step.agent.code):
         update["sandbox"] = _over(defaults.sandbox, step.sandbox)
     changed = {name: value for name, value in update.items() if value is not getattr(step, name)}
     return step.model_copy(update=changed) if changed else step

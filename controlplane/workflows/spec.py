@@ -30,6 +30,7 @@ class Verb(StrEnum):
     CODE = "code"
     TOOL = "tool"
     LLM = "llm"
+    AGENT = "agent"
     SET = "set"
     IF = "if"
     MAP = "map"
@@ -220,6 +221,27 @@ class Llm(Sampling):
     stop: list[Text] | None = Field(default=None, max_length=4)
 
 
+class AgentBudget(Model):
+    """What an agent may use in all; its next turn is not begun beyond it."""
+
+    tokens: int | None = Field(default=None, ge=1, description="Of prompts and answers together.")
+    steps: int | None = Field(default=None, ge=1, description="Answers, tool calls and programs.")
+
+
+class Agent(Sampling):
+    """A model in a loop: it calls tools, or writes Python that does, until it answers."""
+
+    instructions: str | None = Field(default=None, description="What it is told before the prompt.")
+    prompt: str
+    tools: list[ToolGrant] | None = Field(default=None, max_length=64, description="What it may call.")
+    code: bool = Field(default=False, description="Code mode: it calls the tools from Python it writes, in a sandbox.")
+    inputs: dict[InputName, Text] | None = Field(
+        default=None, max_length=256, description="Of code mode: each address is mounted read-only at /inputs/NAME."
+    )
+    max_turns: int = Field(default=20, ge=1, le=1000)
+    budget: AgentBudget | None = None
+
+
 class Map(Model):
     """One instance of `do` per element of `over`, in order."""
 
@@ -258,6 +280,7 @@ class Step(Model):
     tool: ToolName | None = None
     args: dict[str, Any] | None = Field(default=None, description="Arguments of `tool`.")
     llm: Llm | None = None
+    agent: Agent | None = None
     set: Any = None
     if_: str | bool | None = Field(default=None, alias="if")
     do: list[Step] | None = Field(default=None, min_length=1, max_length=1000)

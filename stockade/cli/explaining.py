@@ -82,8 +82,8 @@ def _in_order(steps: Sequence[Step]) -> list[Step]:
     tops = {step.path: step for step in steps}
 
     def place(step: Step) -> tuple[float, float, list[tuple[int, str]]]:
-        top = tops.get(re.split(r"[/\[]", step.path, maxsplit=1)[0], step)
-        parts = [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"[/\[\]]+", step.path)]
+        top = tops.get(re.split(r"[/\[#]", step.path, maxsplit=1)[0], step)
+        parts = [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"[/\[\]#]+", step.path)]
         return _moment(top.started_at), _moment(top.finished_at), parts
 
     return sorted(steps, key=place)

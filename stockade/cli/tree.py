@@ -25,12 +25,12 @@ _MARKS = {
     "completed": ("✓", "green"), "failed": ("✗", "red"), "running": ("●", "cyan"), "waiting": ("◌", "yellow"),
     "pending": ("·", "dim"), "ready": ("◦", "dim"), "skipped": ("↷", "dim"), "cancelled": ("⊘", "magenta"),
 }  # fmt: skip
-_INSTANCE = re.compile(r"\A(.*)\[(\d+)\]\Z")
+_INSTANCE = re.compile(r"\A(.*)(?:\[(\d+)\]|#(\d+))\Z")
 
 
 @dataclass
 class _Branch:
-    """One position of the tree; ``step`` is None for an instance of a map, which is not a step itself."""
+    """One position of the tree; ``step`` is None for an instance of a map and a turn, which are no steps themselves."""
 
     name: str
     step: Step | None = None
@@ -55,10 +55,13 @@ def question(step: Step) -> str:
 
 
 def answered_by(step: Step) -> str:
-    """Which model answered a step, and for how many tokens; nothing where none has."""
+    """Which model answered a step, for how many tokens, an agent in how many turns; nothing where none has."""
     detail = step.detail if isinstance(step.detail, dict) else {}
-    usage = detail.get("usage")
-    return f"{detail.get('model')} {tokens(usage)}" if isinstance(usage, dict) else ""
+    usage, turn = detail.get("usage"), detail.get("turn")
+    if not isinstance(usage, dict) or "model" not in detail:
+        return ""
+    turns = f", {turn} turn{'' if turn == 1 else 's'}" if turn is not None else ""
+    return f"{detail['model']} {tokens(usage)}{turns}"
 
 
 def tokens(usage: Mapping[str, object]) -> str:
@@ -116,8 +119,8 @@ def _ordered(branches: dict[str, _Branch], words: Words) -> list[_Branch]:
     """Instances by their index, steps by when they (or what is below them) first began, the rest after them."""
 
     def place(branch: _Branch) -> tuple[int, float, int]:
-        if branch.name.startswith("["):
-            return int(branch.name[1:-1]), 0.0, 0
+        if branch.name[0] in "[#":
+            return int(branch.name.strip("[]#")), 0.0, 0
         below = list(_steps([branch]))
         starts = [step.started_at.timestamp() for step in below if step.started_at is not None]
         first = min((words.seen[step.path] for step in below if step.path in words.seen), default=sys.maxsize)
@@ -127,11 +130,11 @@ def _ordered(branches: dict[str, _Branch], words: Words) -> list[_Branch]:
 
 
 def _segments(path: str) -> list[str]:
-    """``scan[3]/probe`` -> scan, [3], probe: a map's instances hang below the map."""
+    """``scan[3]/probe`` -> scan, [3], probe: a map's instances hang below the map, an agent's turns below the agent."""
     found: list[str] = []
     for part in path.split("/"):
         instance = _INSTANCE.match(part)
-        found += [instance[1], f"[{instance[2]}]"] if instance else [part]
+        found += [instance[1], part.removeprefix(instance[1])] if instance else [part]
     return found
 
 
@@ -159,7 +162,8 @@ def _summarise(tree: Tree, branch: _Branch, words: Words) -> None:
     begun = len(branch.children)
     detail = branch.step.detail if branch.step is not None else None
     items = detail.get("items") if isinstance(detail, dict) else None
-    number = f"{begun} of {items} items begun" if isinstance(items, int) and items > begun else f"{begun} items"
+    kind = "turns" if branch.step is not None and branch.step.verb == "agent" else "items"
+    number = f"{begun} of {items} items begun" if isinstance(items, int) and items > begun else f"{begun} {kind}"
     tree.add(Text(f"{number}: {what}", "dim"))
     failed = [step for step in steps if step.status == "failed"]
     for step in failed[:MOST_FAILURES]:

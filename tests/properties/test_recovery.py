@@ -13,6 +13,7 @@ from sqlmodel import Session
 
 from controlplane.inference.values import ModelAnswer
 from controlplane.runs import recovery
+from controlplane.runs.agent_turns import is_turn
 from controlplane.runs.journal import _Entry, _transaction
 from controlplane.runs.state import Frame, RunState, StepState, error_value
 from controlplane.runs.transitions import Machine
@@ -59,7 +60,7 @@ class Author:
     def step(self, depth: int) -> dict[str, Any]:
         self.count += 1
         step: dict[str, Any] = {"id": f"s{self.count}"}
-        verbs = ["tool", "tool", "llm", "set", "wait"]
+        verbs = ["tool", "tool", "llm", "agent", "agent", "set", "wait"]
         verb = self.chance.choice([*verbs, "if", "map", "map", "parallel", "approve"] if depth < 3 else verbs)
         if verb == "tool":
             step |= NOOP
@@ -71,6 +72,15 @@ class Author:
                 step["llm"]["output"] = {"type": "object"}
             if self.chance.random() < 0.4:
                 step["retry"] = {"max": self.chance.randint(0, 2), "backoff": "1s", "on": ["model", "schema"]}
+        elif verb == "agent":
+            agent: dict[str, Any] = {"model": "m", "prompt": "say ${input.n}", "tools": ["builtin.*"], "max_turns": 4}
+            if self.chance.random() < 0.4:
+                agent |= {"output": {"type": "object"}}
+            if self.chance.random() < 0.4:
+                agent |= {"budget": {"steps": self.chance.randint(1, 6), "tokens": self.chance.randint(2, 20)}}
+            if self.chance.random() < 0.5:
+                step["timeout"] = "60s"
+            step["agent"] = agent
         elif verb == "set":
             step["set"] = "${input.n}"
         elif verb == "wait":
@@ -123,6 +133,15 @@ class World:
         self.commit([insert(RunRow, head), insert(RunDefinitionRow, fixed)])
         self.apply(lambda machine: machine.start())
 
+    def wanted(self) -> list[dict[str, Any]]:
+        """Calls that a model may want: tools, programs, nonsense."""
+        kinds: list[dict[str, Any]] = [
+            {"name": "builtin__noop", "tool": "builtin.noop", "args": {"n": self.chance.randint(0, 9)}},
+            {"name": "run_python", "code": "1 + 1"},
+            {"name": "nobody", "arguments": "{", "error": "there is no function"},
+        ]
+        return [self.chance.choice(kinds) for _ in range(self.chance.randint(1, 3))]
+
     def commit(self, writes: list[Write]) -> None:
         if writes:
             _transaction(self.connection, [_Entry(writes, None)])
@@ -170,11 +189,15 @@ class World:
             self.attempts += 1
             attempt = f"att_{self.attempts}"
             self.apply(lambda m: m.calling(step, attempt=attempt, decision="dec_1"))
+        elif kind in ("answer", "nonsense", "calls") and not step.cancelling and is_turn(step):
+            text = {"answer": '{"x": 1}', "nonsense": "no JSON", "calls": ""}[kind]
+            wanted = self.wanted() if kind == "calls" else []
+            self.apply(lambda m: m.turn_answered(step, answer(text), wanted))
         elif kind in ("answer", "nonsense") and not step.cancelling:
             self.apply(lambda m: m.answered(step, answer('{"x": 1}' if kind == "answer" else "no JSON")))
         elif kind == "complete" and not step.cancelling:
             self.apply(lambda m: m.complete(step, {"x": path}))
-        elif kind in ("complete", "fail", "answer", "nonsense"):
+        elif kind in ("complete", "fail", "answer", "nonsense", "calls"):
             self.apply(lambda m: m.fail(step, error_value("tool", "no")))
         elif kind == "lost":
             self.apply(lambda m: m.lost(step, "node_lost", "gone"))
@@ -183,6 +206,11 @@ class World:
             self.apply(lambda m: m.timer(step))
         else:
             self.apply(lambda m: m.decide_approval(step, approve=kind == "yes", by="ann", comment=""))
+
+
+def talk(step: StepState) -> list[str]:
+    """What may happen to a model that is being asked."""
+    return ["answer", "nonsense", "calls", "calls", "calls", "fail", "lost"] if is_turn(step) else ["answer"] * 2
 
 
 def answer(text: str) -> ModelAnswer:
@@ -198,14 +226,16 @@ def kinds(step: StepState) -> list[str]:
     if step.terminal:
         return []
     if verb == "llm" and status == "running":
-        return ["answer", "answer", "nonsense", "fail", "lost"]
+        return [*talk(step), "nonsense", "fail", "lost"]
     if verb == "llm" and status == "ready":
         return ["call"]
-    if verb == "tool" and status == "running":
+    if verb == "agent" and status == "running":
+        return ["timer"] if step.due_ns else []
+    if verb in ("tool", "code") and status == "running":
         return ["complete", "complete", "complete", "fail", "lost"]
     if verb in ("tool", "llm") and status == "waiting":
         return ["timer"]
-    if verb == "tool":
+    if verb in ("tool", "code"):
         return ["assign"] if status == "ready" else []
     if verb == "wait" and status == "waiting":
         return ["timer"]
@@ -226,7 +256,7 @@ def shape(run: RunState) -> dict[str, Any]:
             if not step.terminal:
                 found[f"{step.path} open"] = (
                     *(step.attempt, step.fence, step.node, step.due_ns, step.cancelling),
-                    *(step.detail, step.next_item, step.failed_items),
+                    *(step.detail, step.next_item, step.failed_items, step.conversation, dict(step.said)),
                 )
             if not step.terminal:
                 for below in step.frames.values():
