@@ -22,6 +22,7 @@ _SUBJECTS = {
     "runtime.tool": "call {tool} with {args} (asked by {via})",
     "runtime.secret": "send the secret {secret} with {tool} to {destination}",
     "runtime.egress": "let {tool} reach {destination}",
+    "runtime.model": "call the model {models}",
 }
 
 
@@ -64,6 +65,7 @@ def _asked(decision: Mapping[str, Any]) -> str:
             given.get("via", ""), "?"
         ),
         "secret": given.get("secret", "?"),
+        "models": ", else ".join(str(one.get("name", "?")) for one in given.get("models") or ()) or "?",
         "destination": f"{to.get('method', '?')} {to.get('scheme', '?')}://{to.get('host', '?')}:{to.get('port', '?')}"
         f"{to.get('path', '')}",
     }

@@ -17,7 +17,7 @@ from typing import Any
 import policies
 
 SCHEMAS = Path(policies.__file__).parent / "schemas"
-ENTRIES = ("workflow", "data", "tool", "secret", "egress")
+ENTRIES = ("workflow", "data", "tool", "secret", "egress", "model")
 
 Shape = tuple[Mapping[str, Any], ...]
 Step = str | int | None

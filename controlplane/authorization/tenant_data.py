@@ -19,7 +19,7 @@ from controlplane.authorization.shapes import Shape
 
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:,]|[^\s{}\[\]:,"]+')
 
-_PATTERNED = ("tools", "data", "egress")
+_PATTERNED = ("tools", "data", "egress", "models")
 
 Pointer = tuple[str | int, ...]
 

@@ -99,6 +99,14 @@ _REST: dict[EntryPoint, dict[str, Any]] = {
     EntryPoint.TOOL: {"tool": _TOOL, "args": {}, "granted": [], "via": "step", "sandbox": None, "secrets": []},
     EntryPoint.SECRET: {"secret": "key", "tool": "a.b", "destination": _DESTINATION, "step_secrets": ["key"]},
     EntryPoint.EGRESS: {"destination": _DESTINATION, "tool": "a.b", "declared_hosts": ["api.example.com"]},
+    EntryPoint.MODEL: {
+        "models": [{"name": "small", "kind": "llamacpp", "destination": None}],
+        "operation": "chat",
+        "labels": {},
+        "tools": [],
+        "max_tokens": None,
+        "via": "step",
+    },
 }
 
 

@@ -26,6 +26,7 @@ class EntryPoint(StrEnum):
     TOOL = "runtime.tool"
     SECRET = "runtime.secret"  # noqa: S105
     EGRESS = "runtime.egress"
+    MODEL = "runtime.model"
 
 
 # Questions and decisions are structs: there is one of each for every step, and a dataclass costs ten times as much.

@@ -66,6 +66,7 @@ WORDS: dict[str, Sequence[Any]] = {
     "verbs": ["code", "tool", "agent", "wait"],
     "tiers": ["auto", "wasm", "jail", "container"],
     "tier": ["wasm", "jail"],
+    "readers": ["api.example.com", "*", "ward-3"],
     "integrity": ["user", "trusted", "untrusted"],
 }
 AWKWARD = [

@@ -43,6 +43,7 @@ DENIED = [
     question(EntryPoint.EGRESS),
     question(EntryPoint.DATA, tenant="stranger"),
     question(EntryPoint.WORKFLOW, tenant="stranger"),
+    question(EntryPoint.MODEL, tenant="stranger"),
 ]
 
 

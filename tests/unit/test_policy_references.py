@@ -117,6 +117,7 @@ def test_each_package_is_held_against_its_own_question() -> None:
         "tool": 'input.tool.name == "a"',
         "secret": 'input.destination.host == "a"\ninput.secret == "k"',
         "egress": "input.destination.port == 443",
+        "model": 'input.models[0].name == "small"',
     }
     assert tuple(bodies) == ENTRIES
     for entry, body in bodies.items():

@@ -31,6 +31,12 @@ DEFINITION = {
 }
 METADATA_SERVICE = {"scheme": "http", "host": "169.254.1.1", "port": 80, "method": "GET", "path": "/"}
 
+ELSEWHERE = {
+    "name": "big",
+    "kind": "external",
+    "destination": {"scheme": "https", "host": "api.example.com", "port": 443},
+}
+
 
 def _args(integrity: str) -> dict[str, Any]:
     return {"url": {"value": "x", "labels": {"integrity": integrity}}}
@@ -44,6 +50,8 @@ ALLOWED = {
     "workflow": question(EntryPoint.WORKFLOW, definition=DEFINITION),
     "secret": question(EntryPoint.SECRET),
     "egress": question(EntryPoint.EGRESS),
+    "model": question(EntryPoint.MODEL),
+    "model elsewhere": question(EntryPoint.MODEL, models=[ELSEWHERE]),
 }
 DENIED = {
     "tool": question(via="guest", tool=HTTP, args=_args("untrusted")),
@@ -51,6 +59,7 @@ DENIED = {
     "workflow": question(EntryPoint.WORKFLOW, tenant="stranger", definition=DEFINITION),
     "secret": question(EntryPoint.SECRET, tenant="stranger"),
     "egress": question(EntryPoint.EGRESS, tenant="stranger", destination=METADATA_SERVICE),
+    "model": question(EntryPoint.MODEL, tenant="stranger", models=[ELSEWHERE]),
 }
 
 

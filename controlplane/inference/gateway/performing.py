@@ -1,0 +1,313 @@
+"""Performs an admitted call: takes a place, sends, and hands the answer on as it comes.
+
+    deployment 1: replica by the router ─ fails before its first token ─▶ another replica ─ none left ─▶ deployment 2
+
+What a caller has seen nothing of can be given to another replica; after the first token a failure is the caller's to
+know. Whoever stops reading closes the exchange, which aborts the call at the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from typing import Any
+
+import structlog
+
+from controlplane.inference.gateway import questions, reading
+from controlplane.inference.gateway.authority import Admission, Authority
+from controlplane.inference.gateway.metering import Usage
+from controlplane.inference.gateway.prefixes import chain
+from controlplane.inference.gateway.reading import BadAnswer
+from controlplane.inference.gateway.refusals import GatewayRefused
+from controlplane.inference.gateway.requests import PATHS, ModelRequest, Operation
+from controlplane.inference.gateway.routing import AllBusy, NoReplica, Router, Ticket
+from controlplane.inference.gateway.upstream import Unreachable, Upstream, UpstreamAnswer
+from controlplane.inference.values import Replica
+
+STREAM_IDLE_SECONDS = 120.0
+ERROR_BYTES_MOST = 64 * 1024
+TRIES_MOST = 8
+log = structlog.get_logger(__name__)
+
+
+class Exchange:
+    """One call that a replica has begun to answer. ``close`` it, always."""
+
+    def __init__(
+        self, performer: Performer, admission: Admission, deployment: str, ticket: Ticket, answer: UpstreamAnswer
+    ) -> None:
+        self._performer = performer
+        self._admission = admission
+        self._answer = answer
+        self._ticket: Ticket | None = ticket
+        self._begun = time.monotonic()
+        self.deployment = deployment
+        self.replica = ticket.replica
+        self.decision = admission.decision
+        self.usage: tuple[int, int] | None = None
+        self.chunks_seen = 0
+        self.is_complete = False
+        self.whole: dict[str, Any] = {}
+        """The answer, when it was not asked for as a stream."""
+        self.events: AsyncIterator[dict[str, Any]] = _nothing()
+        """Its chunks, when it was. Raises: BadAnswer, Unreachable."""
+
+    @property
+    def seconds(self) -> float:
+        """Since the call was sent."""
+        return time.monotonic() - self._begun
+
+    def seen(self, answer: dict[str, Any]) -> dict[str, Any]:
+        """An answer or a chunk as it goes on to the caller. Raises: BadAnswer."""
+        kept = reading.rebuilt(answer, self.deployment)
+        self.usage = reading.usage(answer) or self.usage
+        self.chunks_seen += 1
+        return kept
+
+    def close(self) -> None:
+        """Give the place back; abort what the server still does; count the tokens."""
+        ticket, self._ticket = self._ticket, None
+        if ticket is None:
+            return
+        self._answer.close()
+        ticket.release()
+        # A stream that was cut off never said what it used: each of its chunks was a token or so.
+        prompt, completion = self.usage or (0, self.chunks_seen if not self.is_complete else 0)
+        self._performer.count(self._admission, self, prompt, completion)
+
+
+class Performer:
+    """All calls of one gateway process."""
+
+    def __init__(self, authority: Authority, upstream: Upstream, router: Router | None = None) -> None:
+        self._authority = authority
+        self._upstream = upstream
+        self.router = router or Router()
+
+    async def perform(
+        self, admission: Admission, request: ModelRequest, *, deadline_seconds: float, waits: bool
+    ) -> Exchange:
+        """The first replica's answer: whole, or at its first chunk. ``waits``: for a place, instead of being refused.
+
+        Raises: GatewayRefused.
+        """
+        refused: GatewayRefused | None = None
+        try:
+            async with asyncio.timeout(deadline_seconds):
+                for deployment in admission.deployments:
+                    try:
+                        return await self._from(admission, deployment, request, deadline_seconds, waits=waits)
+                    except GatewayRefused as no:
+                        if no.code in ("invalid_request", "too_large"):
+                            raise
+                        refused = refused or no
+        except TimeoutError:
+            said = f"No answer within {deadline_seconds:g} s."
+            raise GatewayRefused(
+                "timeout", said, fix="Ask for fewer tokens, or stream.", decision=admission.decision
+            ) from None
+        assert refused is not None  # noqa: S101 - an admission has at least one deployment
+        refused.decision = refused.decision or admission.decision
+        raise refused
+
+    def count(self, admission: Admission, exchange: Exchange, prompt: int, completion: int) -> None:
+        """Tell the authority what a call used."""
+        self._authority.meter(
+            Usage(
+                tenant=admission.tenant,
+                principal=admission.principal,
+                run=admission.run,
+                model=exchange.deployment,
+                prompt_tokens=prompt,
+                completion_tokens=completion,
+                seconds=exchange.seconds,
+                failed=not exchange.is_complete,
+            )
+        )
+
+    async def _from(
+        self, admission: Admission, deployment: str, request: ModelRequest, idle_seconds: float, *, waits: bool
+    ) -> Exchange:
+        prompt = chain(admission.tenant, deployment, request.prompt())
+        tried: list[str] = []
+        failures: list[str] = []
+        while True:
+            try:
+                ticket = await self._place(admission, deployment, request, prompt, tried, waits=waits)
+            except NoReplica:
+                break
+            replica = ticket.replica
+            try:
+                exchange = await self._sent(admission, deployment, request, ticket, idle_seconds)
+                self.router.answered(replica.id)
+                return exchange
+            except (Unreachable, BadAnswer) as error:
+                self.router.failed(replica.id)
+                tried.append(replica.id)
+                failures.append(f"{replica.id}: {error}")
+                log.warning("a replica failed", deployment=deployment, replica=replica.id, why=str(error))
+                if len(tried) >= TRIES_MOST:
+                    break
+            except _Busy:
+                tried.append(replica.id)
+                failures.append(f"{replica.id}: it has no place")
+        return self._nobody(deployment, failures)
+
+    def _nobody(self, deployment: str, failures: Sequence[str]) -> Exchange:
+        """Raises what it means that no replica answered."""
+        if not failures:
+            raise GatewayRefused(
+                "model_unavailable",
+                f"The model {deployment!r} has no replica that is ready.",
+                fix="Try again; `stockade model ls` says why.",
+                retry_after=2,
+            )
+        if all(one.endswith("it has no place") for one in failures):
+            raise _busy(deployment)
+        said = f"No replica of {deployment!r} answered: {'; '.join(failures[:3])}."
+        raise GatewayRefused("model_failed", said[:1000], fix="Try again; `stockade model logs` has more.", retry_after=1)
+
+    async def _place(
+        self,
+        admission: Admission,
+        deployment: str,
+        request: ModelRequest,
+        prompt: Sequence[bytes],
+        tried: Sequence[str],
+        *,
+        waits: bool,
+    ) -> Ticket:
+        while True:
+            replicas = admission.replicas(deployment)
+            able = [one for one in replicas if request.modalities <= one.modalities | {"text"}]
+            if replicas and not able:
+                needed = ", ".join(sorted(request.modalities))
+                raise GatewayRefused(
+                    "invalid_request", f"The model {deployment!r} does not take {needed}.", fix="Call one that does."
+                )
+            try:
+                return self.router.choose(able, prompt, tried)
+            except AllBusy:
+                if not waits:
+                    raise _busy(deployment) from None
+            await self.router.wait()
+
+    async def _sent(
+        self, admission: Admission, deployment: str, request: ModelRequest, ticket: Ticket, idle_seconds: float
+    ) -> Exchange:
+        replica, answer = ticket.replica, None
+        try:
+            answer = await self._upstream.post(
+                replica,
+                PATHS[request.operation],
+                _body(admission, request, replica),
+                idle_seconds=min(idle_seconds, STREAM_IDLE_SECONDS) if request.is_stream else idle_seconds,
+            )
+            if answer.status != 200:
+                await _refused(answer, deployment)
+            exchange = Exchange(self, admission, deployment, ticket, answer)
+            if request.is_stream:
+                events = reading.events(answer.chunks())
+                first = await anext(events, None)
+                if first is None:
+                    raise BadAnswer("its stream is empty")
+                exchange.events = _chunks(exchange, exchange.seen(first), events)
+            else:
+                exchange.whole = exchange.seen(await reading.whole(answer.chunks()))
+                _as_asked(exchange.whole, request)
+                exchange.is_complete = True
+            return exchange
+        except BaseException:
+            if answer is not None:
+                answer.close()
+            ticket.release()
+            raise
+
+
+class _Busy(Exception):
+    """The replica takes no more; another may."""
+
+
+def _busy(deployment: str) -> GatewayRefused:
+    said = f"Every replica of {deployment!r} has as many calls as it takes."
+    return GatewayRefused("busy", said, fix="Try again, or deploy more replicas.", retry_after=1)
+
+
+def _body(admission: Admission, request: ModelRequest, replica: Replica) -> bytes:
+    body: dict[str, Any] = {**request.body, "model": replica.served_name}
+    if request.operation is not Operation.EMBEDDING:
+        field = "max_completion_tokens" if request.operation is Operation.CHAT else "max_tokens"
+        body = questions.limited(body, admission.tokens_limit, field if replica.kind == "external" else "max_tokens")
+        if request.is_stream:
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
+        if replica.kind == "sglang":
+            body["cache_salt"] = admission.tenant
+    return reading.encode(body)
+
+
+async def _refused(answer: UpstreamAnswer, deployment: str) -> None:
+    """Raises what another status than 200 means: the caller's mistake, no place, or the server's failure."""
+    status = answer.status
+    if status == 429:
+        raise _Busy
+    body = await reading.gathered(answer.chunks(), ERROR_BYTES_MOST)
+    try:
+        said = reading.said(reading.parsed(body))
+    except BadAnswer:
+        said = ""
+    if status in (400, 413, 422):
+        raise GatewayRefused(
+            "too_large" if status == 413 else "invalid_request",
+            f"The model {deployment!r} does not take this request: {said or f'HTTP {status}'}.",
+            fix="Change the request.",
+        )
+    raise Unreachable(f"it answered HTTP {status}{f' ({said})' if said and status not in (401, 403) else ''}")
+
+
+def _as_asked(answer: dict[str, Any], request: ModelRequest) -> None:
+    """What servers promise and do not always do. Raises: BadAnswer."""
+    if request.operation is not Operation.CHAT:
+        return
+    for choice in answer["choices"]:
+        message = choice.get("message")
+        if not isinstance(message, dict):
+            raise BadAnswer("its answer has no message")
+        calls = message.get("tool_calls") or []
+        if not isinstance(calls, list) or not all(isinstance(one, dict) for one in calls):
+            raise BadAnswer("its tool calls are not a list of objects")
+        if choice.get("finish_reason") == "length":
+            continue
+        if request.body.get("tool_choice") == "required" and not calls:
+            raise BadAnswer("it called no tool, though one was required")
+        names = {(one.get("function") or {}).get("name") for one in calls}
+        if not names <= set(request.tools):
+            raise BadAnswer("it called a tool that it was not given")
+        if request.schema is not None and not calls and not _fits(message.get("content"), request):
+            raise BadAnswer("its answer does not fit the schema")
+
+
+def _fits(content: Any, request: ModelRequest) -> bool:
+    if not isinstance(content, str) or request.schema is None:
+        return False
+    try:
+        return request.schema.is_valid(reading.decode(content))
+    except (ValueError, RecursionError):
+        return False
+
+
+async def _chunks(
+    exchange: Exchange, first: dict[str, Any], rest: AsyncIterator[dict[str, Any]]
+) -> AsyncIterator[dict[str, Any]]:
+    yield first
+    async with aclosing(rest) as following:  # type: ignore[type-var]
+        async for event in following:
+            yield exchange.seen(event)
+    exchange.is_complete = True
+
+
+async def _nothing() -> AsyncIterator[dict[str, Any]]:
+    return
+    yield {}
