@@ -14,7 +14,8 @@ from controlplane.authorization import endpoints as decision_endpoints
 from controlplane.authorization.opa import endpoints as opa_endpoints
 from controlplane.body_limit import BodyLimit
 from controlplane.config import Settings
-from controlplane.inference import deployment_endpoints
+from controlplane.inference import deployment_endpoints, usage_endpoints
+from controlplane.inference.gateway import endpoints as model_endpoints
 from controlplane.nodes import endpoints as node_endpoints
 from controlplane.nodes import wire
 from controlplane.openapi import describe
@@ -36,6 +37,8 @@ def create_app(settings: Settings, services_factory: ServicesFactory = build_ser
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with services_factory(settings) as services:
             app.state.services = services
+            if services.engine is not None:
+                app.state.model_gateway = services.engine.inference.routes
             yield
 
     app = FastAPI(title="Stockade", version=version("stockade"), lifespan=lifespan, docs_url=None, redoc_url=None)
@@ -48,18 +51,20 @@ def create_app(settings: Settings, services_factory: ServicesFactory = build_ser
         secret_endpoints.router,
         tool_endpoints.router,
         deployment_endpoints.router,
+        usage_endpoints.router,
         workflow_endpoints.router,
         account_endpoints.router,
         status_endpoints.router,
     ):
         app.include_router(router)
-    app.router.routes.extend([*wire.routes(), *opa_endpoints.routes()])
+    app.router.routes.extend([*wire.routes(), *opa_endpoints.routes(), *model_endpoints.routes()])
     install_problem_handlers(app)
     describe(app)
     larger = {
         "/v1/artifacts": settings.max_artifact_bytes,
         f"{_NODE_WIRE}v1/artifacts": settings.max_artifact_bytes,
         _NODE_WIRE: settings.max_node_body_bytes,
+        **model_endpoints.large_bodies(settings.max_model_body_bytes),
     }
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, larger=larger)
     return app

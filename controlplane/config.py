@@ -66,6 +66,10 @@ class Settings(BaseSettings):
     max_artifact_bytes: int = Field(default=1024 * MIB, gt=0)
     max_node_body_bytes: int = Field(default=64 * MIB, gt=0)
     """One message of a node; a report carries a result of up to 16 MiB."""
+    max_model_body_bytes: int = Field(default=16 * MIB, gt=0)
+    """One request to a model; images are in it."""
+    model_seconds: float = Field(default=600.0, gt=0)
+    """How long a model may take for an answer, or for the first token of a stream."""
     max_output_bytes: int = Field(default=16 * MIB, gt=0)
     """Stored stdout, and stderr, of one attempt."""
     sse_heartbeat_seconds: float = Field(default=15.0, gt=0)

@@ -19,9 +19,13 @@ from controlplane.authorization.bundle import Bundle, load_bundle
 from controlplane.authorization.embedded import EmbeddedEngine
 from controlplane.authorization.enforcement import Enforcer
 from controlplane.authorization.engine import PolicyEngine
-from controlplane.authorization.values import PolicyUnavailable
+from controlplane.authorization.values import EntryPoint, PolicyUnavailable
 from controlplane.config import Settings
+from controlplane.identity import Identities
 from controlplane.inference.deployments import Deployments
+from controlplane.inference.gateway import questions as model_questions
+from controlplane.inference.gateway.assembly import LocalGateway, local_gateway
+from controlplane.inference.gateway.metering import Meter
 from controlplane.inference.values import Models
 from controlplane.nodes.inventory import Inventory, Node, Reservation
 from controlplane.placement.dispatcher import Dispatcher
@@ -61,6 +65,7 @@ class Engine:
     gateway: Gateway
     service: RunService
     deployments: Deployments
+    inference: LocalGateway
     reloading: dict[str, float]
     """Runs to take from the database again -> when, by the monotonic clock."""
     tries: dict[str, int]
@@ -215,11 +220,12 @@ async def engine(
     settings: Settings,
     store: Store,
     journal: Journal,
+    identities: Identities,
     tools: ToolRegistry,
     broker: SecretBroker,
-    models: Models,
+    models: Models | None = None,
 ) -> AsyncIterator[Engine]:
-    """Start everything that makes runs advance."""
+    """Start everything that makes runs advance. ``models`` replaces the gateway for the verbs, in tests."""
     overlays = [settings.policy_dir.expanduser()] if settings.policy_dir is not None else []
     policy, packed = await asyncio.to_thread(_policy_engine, settings, load_bundle(overlays))
     try:
@@ -228,10 +234,23 @@ async def engine(
         # An OPA server fetches its bundle from us, so it cannot be ready before we are.
         log.warning("policy engine not ready; it goes on trying", engine=policy.name, why=str(problem))
     inventory, hub = Inventory(), Hub()
-    enforcer = Enforcer(policy, {})
+    enforcer = Enforcer(policy, {EntryPoint.MODEL: model_questions.IMPLEMENTED})
+    private_hosts = frozenset(settings.private_hosts)
     controller = Controller(journal, inventory, hub)
-    dispatcher = Dispatcher(controller, enforcer, tools, broker, frozenset(settings.private_hosts))
-    model_steps = ModelSteps(controller, models, tools)
+    dispatcher = Dispatcher(controller, enforcer, tools, broker, private_hosts)
+    deployments = Deployments(store, journal, broker, private_hosts)
+    inference = local_gateway(
+        identities=identities,
+        enforcer=enforcer,
+        replicas=deployments,
+        journal=journal,
+        broker=broker,
+        meter=Meter(store, journal),
+        private_hosts=private_hosts,
+        deadline_seconds=settings.model_seconds,
+        body_bytes_most=settings.max_model_body_bytes,
+    )
+    model_steps = ModelSteps(controller, models or inference.models, tools)
     parts = Engine(
         settings=settings,
         store=store,
@@ -242,7 +261,8 @@ async def engine(
         dispatcher=dispatcher,
         gateway=Gateway(controller, dispatcher),
         service=RunService(controller, enforcer, tools, inventory, hub, broker),
-        deployments=Deployments(store, journal, broker, frozenset(settings.private_hosts)),
+        deployments=deployments,
+        inference=inference,
         reloading={},
         tries={},
         opa_bundle=packed,
@@ -265,6 +285,7 @@ async def engine(
             for task in tasks:
                 task.cancel()
     finally:
+        await inference.close()
         await policy.close()
 
 

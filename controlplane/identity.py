@@ -27,8 +27,8 @@ from controlplane.tables import JoinTokenRow, PrincipalRow
 from controlplane.times import rfc3339
 from controlplane.tokens import hash_token, make_token
 
-Scope = Literal["run", "read", "approve", "secret", "tool", "model", "admin"]
-SCOPES: tuple[Scope, ...] = ("run", "read", "approve", "secret", "tool", "model", "admin")
+Scope = Literal["run", "read", "approve", "secret", "tool", "model", "infer", "admin"]
+SCOPES: tuple[Scope, ...] = ("run", "read", "approve", "secret", "tool", "model", "infer", "admin")
 CACHE_SECONDS = 30.0
 _CACHE_MAX = 4096
 _SHOWN = 11  # characters of a key that lists may show: sk_ and eight of its random part

@@ -19,7 +19,6 @@ from controlplane.engine import Engine, engine
 from controlplane.errors import not_yet
 from controlplane.idempotency import Idempotency
 from controlplane.identity import Identities
-from controlplane.inference.absent import NoModels
 from controlplane.runs.definitions import Definitions
 from controlplane.runs.journal import Journal
 from controlplane.runs.ports import Inventory, RunCommands
@@ -76,7 +75,9 @@ async def build_services(settings: Settings) -> AsyncIterator[Services]:
     """All of it: what ``open_services`` opens, and the engine."""
     async with (
         open_services(settings) as services,
-        engine(settings, services.store, services.journal, services.tools, services.broker, NoModels()) as running,
+        engine(
+            settings, services.store, services.journal, services.identities, services.tools, services.broker
+        ) as running,
     ):
         services.engine = running
         services.run_commands = running.service

@@ -281,3 +281,20 @@ class IdempotencyRow(SQLModel, table=True):
     status: int
     body: str = Field(default="", sa_column=_text())
     created_ns: int = Field(sa_column=_ns())
+
+
+class ModelUsageRow(SQLModel, table=True):
+    """Tokens used, summed by day (since 1970), principal, run ("" outside runs) and model deployment."""
+
+    __tablename__ = "model_usage"
+    tenant: str = Field(primary_key=True)
+    day: int = Field(primary_key=True)
+    principal: str = Field(primary_key=True)
+    run: str = Field(default="", primary_key=True)
+    model: str = Field(primary_key=True)
+    v: int = 1
+    calls: int = Field(sa_column=_ns())
+    failed: int = Field(sa_column=_ns())
+    prompt_tokens: int = Field(sa_column=_ns())
+    completion_tokens: int = Field(sa_column=_ns())
+    milliseconds: int = Field(sa_column=_ns())

@@ -133,7 +133,9 @@ async def bench(folder: Path, models: Models, perform: Perform = echo) -> AsyncI
     settings = Settings(state_dir=folder / "state")
     async with (
         open_services(settings) as services,
-        engine(settings, services.store, services.journal, services.tools, services.broker, models) as running,
+        engine(
+            settings, services.store, services.journal, services.identities, services.tools, services.broker, models
+        ) as running,
     ):
         row = await services.store.read(lambda s: s.exec(select(PrincipalRow)).first())
         assert row is not None

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from controlplane.authorization.enforcement import Enforcer
@@ -53,7 +53,7 @@ class Listed:
     name: str
     is_ready: bool
     context_tokens: int | None = None
-    modalities: tuple[str, ...] = field(default=("text",))
+    modalities: tuple[str, ...] = ("text",)
 
 
 class Authority(Protocol):
@@ -64,6 +64,9 @@ class Authority(Protocol):
 
     async def models(self, key: str | None) -> list[Listed]:
         """The caller's models, by name."""
+
+    async def model(self, key: str | None, name: str) -> Listed:
+        """One, by name or alias. Raises: GatewayRefused also when there is none."""
 
     async def key(self, replica: Replica) -> str | None:
         """Raises: Unreachable."""
@@ -128,7 +131,8 @@ class LocalAuthority:
                     questions.question(whole, request, candidates, labels=labels, via=via)
                 )
             except PolicyUnavailable as unavailable:
-                raise policy_unavailable(unavailable.decision and unavailable.decision.id) from unavailable
+                refusal = unavailable.decision
+                raise policy_unavailable(None if refusal is None else refusal.id) from unavailable
             instead = questions.downgraded_to(decision)
             deployments = tuple(name for name, _ in candidates)
             if not decision.allow or instead is None or deployments == (instead,):
@@ -154,6 +158,10 @@ class LocalAuthority:
     async def models(self, key: str | None) -> list[Listed]:
         principal = await self._caller(key)
         return [self._listed(principal.tenant, name) for name in self._replicas.deployments(principal.tenant)]
+
+    async def model(self, key: str | None, name: str) -> Listed:
+        tenant = (await self._caller(key)).tenant
+        return self._listed(tenant, self._resolved(tenant, [name])[0])
 
     async def key(self, replica: Replica) -> str | None:
         if replica.secret is None:

@@ -19,7 +19,7 @@ log = structlog.get_logger(__name__)
 _COUNTED = ("calls", "failed", "prompt_tokens", "completion_tokens", "milliseconds")
 _KEY = ("tenant", "day", "principal", "run", "model")
 _SQL = (
-    f"INSERT INTO model_usage ({','.join((*_KEY, *_COUNTED))}) VALUES ({','.join('?' * 10)}) "  # noqa: S608
+    f"INSERT INTO model_usage ({','.join((*_KEY, 'v', *_COUNTED))}) VALUES ({','.join('?' * 11)}) "  # noqa: S608
     f"ON CONFLICT ({','.join(_KEY)}) DO UPDATE SET {','.join(f'{one}={one}+excluded.{one}' for one in _COUNTED)}"
 )
 
@@ -55,7 +55,8 @@ class Meter:
             usage.principal,
             usage.run,
             usage.model,
-            1,
+            1,  # the version
+            1,  # call
             int(usage.failed),
             usage.prompt_tokens,
             usage.completion_tokens,
@@ -71,7 +72,7 @@ class Meter:
         row = ModelUsageRow
         tokens = func.sum(row.prompt_tokens + row.completion_tokens)
         query = (
-            select(row.principal, row.run, row.model, *(func.sum(getattr(row, name)) for name in _COUNTED))  # type: ignore[call-overload]
+            select(row.principal, row.run, row.model, *(func.sum(getattr(row, name)) for name in _COUNTED))
             .where(row.tenant == tenant, row.day > self._now_ns() // DAY_NS - days)
             .group_by(row.principal, row.run, row.model)
             .order_by(tokens.desc(), col(row.principal), col(row.run), col(row.model))

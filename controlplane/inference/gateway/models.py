@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import replace
 from typing import Any
 
 from controlplane.authorization.values import Decision, PolicyUnavailable
@@ -72,7 +73,8 @@ class GatewayModels:
 
 
 def _request(call: ModelCall) -> ModelRequest:
-    return checked(Operation.CHAT, call.models, call.body)
+    # A step holds the answer against its schema itself, and has the model mend it.
+    return replace(checked(Operation.CHAT, call.models, call.body), schema=None)
 
 
 def _asker(call: ModelCall) -> dict[str, Any]:

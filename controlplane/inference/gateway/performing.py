@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
@@ -37,13 +36,19 @@ class Exchange:
     """One call that a replica has begun to answer. ``close`` it, always."""
 
     def __init__(
-        self, performer: Performer, admission: Admission, deployment: str, ticket: Ticket, answer: UpstreamAnswer
+        self,
+        performer: Performer,
+        admission: Admission,
+        deployment: str,
+        ticket: Ticket,
+        answer: UpstreamAnswer,
+        begun: float,
     ) -> None:
         self._performer = performer
         self._admission = admission
         self._answer = answer
         self._ticket: Ticket | None = ticket
-        self._begun = time.monotonic()
+        self._begun = begun
         self.deployment = deployment
         self.replica = ticket.replica
         self.decision = admission.decision
@@ -52,8 +57,8 @@ class Exchange:
         self.is_complete = False
         self.whole: dict[str, Any] = {}
         """The answer, when it was not asked for as a stream."""
-        self.events: AsyncIterator[dict[str, Any]] = _nothing()
-        """Its chunks, when it was. Raises: BadAnswer, Unreachable."""
+        self._first: dict[str, Any] | None = None
+        self._events: reading.Events | None = None
 
     @property
     def seconds(self) -> float:
@@ -66,6 +71,28 @@ class Exchange:
         self.usage = reading.usage(answer) or self.usage
         self.chunks_seen += 1
         return kept
+
+    async def begin(self, events: reading.Events) -> None:
+        """Take the stream's first chunk. Raises: BadAnswer, Unreachable."""
+        first = await events.next()
+        if first is None:
+            raise BadAnswer("its stream is empty")
+        self._first, self._events = self.seen(first), events
+
+    async def next(self) -> dict[str, Any] | None:
+        """The stream's next chunk, None after the last. Raises: BadAnswer, Unreachable."""
+        first, self._first = self._first, None
+        if first is not None:
+            return first
+        event = None if self._events is None else await self._events.next()
+        if event is None:
+            self.is_complete = True
+            return None
+        return self.seen(event)
+
+    async def drain(self) -> None:
+        """After the last chunk: let the connection be used again."""
+        await self._answer.drain()
 
     def close(self) -> None:
         """Give the place back; abort what the server still does; count the tokens."""
@@ -151,6 +178,9 @@ class Performer:
                 log.warning("a replica failed", deployment=deployment, replica=replica.id, why=str(error))
                 if len(tried) >= TRIES_MOST:
                     break
+            except Disobeyed as error:
+                tried.append(replica.id)
+                failures.append(f"{replica.id}: {error}")
             except _Busy:
                 tried.append(replica.id)
                 failures.append(f"{replica.id}: it has no place")
@@ -168,7 +198,9 @@ class Performer:
         if all(one.endswith("it has no place") for one in failures):
             raise _busy(deployment)
         said = f"No replica of {deployment!r} answered: {'; '.join(failures[:3])}."
-        raise GatewayRefused("model_failed", said[:1000], fix="Try again; `stockade model logs` has more.", retry_after=1)
+        raise GatewayRefused(
+            "model_failed", said[:1000], fix="Try again; `stockade model logs` has more.", retry_after=1
+        )
 
     async def _place(
         self,
@@ -198,7 +230,7 @@ class Performer:
     async def _sent(
         self, admission: Admission, deployment: str, request: ModelRequest, ticket: Ticket, idle_seconds: float
     ) -> Exchange:
-        replica, answer = ticket.replica, None
+        replica, answer, begun = ticket.replica, None, time.monotonic()
         try:
             answer = await self._upstream.post(
                 replica,
@@ -208,15 +240,11 @@ class Performer:
             )
             if answer.status != 200:
                 await _refused(answer, deployment)
-            exchange = Exchange(self, admission, deployment, ticket, answer)
+            exchange = Exchange(self, admission, deployment, ticket, answer, begun)
             if request.is_stream:
-                events = reading.events(answer.chunks())
-                first = await anext(events, None)
-                if first is None:
-                    raise BadAnswer("its stream is empty")
-                exchange.events = _chunks(exchange, exchange.seen(first), events)
+                await exchange.begin(reading.Events(answer.read))
             else:
-                exchange.whole = exchange.seen(await reading.whole(answer.chunks()))
+                exchange.whole = exchange.seen(await reading.whole(answer.read))
                 _as_asked(exchange.whole, request)
                 exchange.is_complete = True
             return exchange
@@ -225,6 +253,10 @@ class Performer:
                 answer.close()
             ticket.release()
             raise
+
+
+class Disobeyed(Exception):
+    """The server works, and its model did not do what was asked of it; another try may."""
 
 
 class _Busy(Exception):
@@ -245,6 +277,9 @@ def _body(admission: Admission, request: ModelRequest, replica: Replica) -> byte
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         if replica.kind == "sglang":
             body["cache_salt"] = admission.tenant
+        if replica.kind == "llamacpp" and body.get("response_format") == {"type": "json_object"}:
+            # Without a schema it lets the model say anything.
+            body["response_format"] = {"type": "json_object", "schema": {"type": "object"}}
     return reading.encode(body)
 
 
@@ -253,7 +288,7 @@ async def _refused(answer: UpstreamAnswer, deployment: str) -> None:
     status = answer.status
     if status == 429:
         raise _Busy
-    body = await reading.gathered(answer.chunks(), ERROR_BYTES_MOST)
+    body = await reading.gathered(answer.read, ERROR_BYTES_MOST)
     try:
         said = reading.said(reading.parsed(body))
     except BadAnswer:
@@ -268,7 +303,7 @@ async def _refused(answer: UpstreamAnswer, deployment: str) -> None:
 
 
 def _as_asked(answer: dict[str, Any], request: ModelRequest) -> None:
-    """What servers promise and do not always do. Raises: BadAnswer."""
+    """What servers promise and do not always do. Raises: BadAnswer, Disobeyed."""
     if request.operation is not Operation.CHAT:
         return
     for choice in answer["choices"]:
@@ -281,12 +316,9 @@ def _as_asked(answer: dict[str, Any], request: ModelRequest) -> None:
         if choice.get("finish_reason") == "length":
             continue
         if request.body.get("tool_choice") == "required" and not calls:
-            raise BadAnswer("it called no tool, though one was required")
-        names = {(one.get("function") or {}).get("name") for one in calls}
-        if not names <= set(request.tools):
-            raise BadAnswer("it called a tool that it was not given")
+            raise Disobeyed("it called no tool, though one was required")
         if request.schema is not None and not calls and not _fits(message.get("content"), request):
-            raise BadAnswer("its answer does not fit the schema")
+            raise Disobeyed("its answer does not fit the schema")
 
 
 def _fits(content: Any, request: ModelRequest) -> bool:
@@ -296,18 +328,3 @@ def _fits(content: Any, request: ModelRequest) -> bool:
         return request.schema.is_valid(reading.decode(content))
     except (ValueError, RecursionError):
         return False
-
-
-async def _chunks(
-    exchange: Exchange, first: dict[str, Any], rest: AsyncIterator[dict[str, Any]]
-) -> AsyncIterator[dict[str, Any]]:
-    yield first
-    async with aclosing(rest) as following:  # type: ignore[type-var]
-        async for event in following:
-            yield exchange.seen(event)
-    exchange.is_complete = True
-
-
-async def _nothing() -> AsyncIterator[dict[str, Any]]:
-    return
-    yield {}

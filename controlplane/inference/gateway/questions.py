@@ -75,7 +75,7 @@ def limited(body: Mapping[str, Any], limit: int | None, field: str) -> dict[str,
     capped = dict(body)
     if limit is None:
         return capped
-    given = [name for name in ("max_tokens", "max_completion_tokens") if name in capped]
-    for name in given or [field]:
+    fields: list[str] = ["max_tokens", "max_completion_tokens"]
+    for name in [one for one in fields if one in capped] or [field]:
         capped[name] = min(capped.get(name, limit), limit)
     return capped

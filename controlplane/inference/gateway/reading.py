@@ -4,7 +4,7 @@ on to a caller is rebuilt from the fields that answers of this kind have.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -12,6 +12,8 @@ import msgspec
 LINE_BYTES_MOST = 1 << 20
 BODY_BYTES_MOST = 32 << 20
 TOKENS_MOST = 2**40
+Read = Callable[[], Awaitable[bytes]]
+"""The next bytes of a body; none at its end."""
 _FIELDS = ("id", "object", "created", "choices", "data", "usage", "system_fingerprint", "service_tier")
 decode = msgspec.json.Decoder().decode
 encode = msgspec.json.Encoder().encode
@@ -21,15 +23,15 @@ class BadAnswer(Exception):
     """A server's answer is not one: too long, no JSON, another form. The message quotes at most its beginning."""
 
 
-async def whole(chunks: AsyncIterator[bytes]) -> dict[str, Any]:
+async def whole(read: Read) -> dict[str, Any]:
     """A body as a JSON object. Raises: BadAnswer."""
-    return parsed(await gathered(chunks, BODY_BYTES_MOST))
+    return parsed(await gathered(read, BODY_BYTES_MOST))
 
 
-async def gathered(chunks: AsyncIterator[bytes], most: int) -> bytes:
+async def gathered(read: Read, most: int) -> bytes:
     """All of a body. Raises: BadAnswer if it is longer than ``most`` bytes."""
     body = bytearray()
-    async for chunk in chunks:
+    while chunk := await read():
         body += chunk
         if len(body) > most:
             raise BadAnswer(f"its answer has more than {most:,} bytes")
@@ -47,34 +49,43 @@ def parsed(text: bytes | bytearray) -> dict[str, Any]:
     return value
 
 
-async def events(chunks: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:
-    """The objects of a server-sent event stream, until ``[DONE]``. Raises: BadAnswer, also when it ends before."""
-    total = 0
-    buffer = bytearray()
-    data = bytearray()
-    async for chunk in chunks:
-        total += len(chunk)
-        buffer += chunk
-        if total > BODY_BYTES_MOST:
-            raise BadAnswer(f"its stream has more than {BODY_BYTES_MOST:,} bytes")
-        begin = 0
-        while (end := buffer.find(b"\n", begin)) >= 0:
-            line = bytes(buffer[begin:end]).rstrip(b"\r")
-            begin = end + 1
-            if not line:
-                if data == b"[DONE]":
-                    return
-                if data:
-                    yield parsed(data)
-                    data.clear()
-            elif line.startswith(b"data:"):
-                data += line[5:].strip()
-            elif line.startswith(b"error:"):
-                raise BadAnswer(f"it failed: {said(parsed(line[6:]))}")
-        del buffer[:begin]
-        if len(buffer) + len(data) > LINE_BYTES_MOST:
+class Events:
+    """The objects of a server-sent event stream."""
+
+    def __init__(self, read: Read) -> None:
+        self._read = read
+        self._buffer = bytearray()
+        self._at = 0
+        self._data = bytearray()
+        self._total = 0
+
+    async def next(self) -> dict[str, Any] | None:
+        """The next one; None at ``[DONE]``. Raises: BadAnswer, also when the stream ends before that."""
+        while True:
+            while (end := self._buffer.find(b"\n", self._at)) >= 0:
+                line = bytes(self._buffer[self._at : end]).rstrip(b"\r")
+                self._at = end + 1
+                if line.startswith(b"data:"):
+                    self._data += line[5:].strip()
+                elif line.startswith(b"error:"):
+                    raise BadAnswer(f"it failed: {said(parsed(line[6:]))}")
+                elif not line and self._data:
+                    data, self._data = self._data, bytearray()
+                    return None if data == b"[DONE]" else parsed(data)
+            await self._more()
+
+    async def _more(self) -> None:
+        del self._buffer[: self._at]
+        self._at = 0
+        if len(self._buffer) + len(self._data) > LINE_BYTES_MOST:
             raise BadAnswer(f"its stream has an event of more than {LINE_BYTES_MOST:,} bytes")
-    raise BadAnswer("its stream ended before its answer")
+        chunk = await self._read()
+        if not chunk:
+            raise BadAnswer("its stream ended before its answer")
+        self._total += len(chunk)
+        if self._total > BODY_BYTES_MOST:
+            raise BadAnswer(f"its stream has more than {BODY_BYTES_MOST:,} bytes")
+        self._buffer += chunk
 
 
 def said(error: Mapping[str, Any]) -> str:

@@ -43,7 +43,9 @@ _SAMPLING = frozenset(
     | {"temperature", "top_k", "top_p", "repetition_penalty", "min_tokens", "ignore_eos", "regex", "ebnf"}
     | {"stop_token_ids", "skip_special_tokens"}
 )
-_IGNORED = frozenset({"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prediction"})
+_IGNORED = frozenset(
+    {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prediction"}
+)
 _FIELDS: Mapping[Operation, frozenset[str]] = {
     Operation.CHAT: _SAMPLING
     | {"messages", "max_completion_tokens", "top_logprobs", "tools", "tool_choice", "parallel_tool_calls"}
@@ -109,7 +111,9 @@ def checked(
     _number(body, "n", 1, CHOICES_MOST)
     for name in ("max_tokens", "max_completion_tokens", "min_tokens"):
         _number(body, name, 0 if name == "min_tokens" else 1, TOKENS_MOST)
-    modalities, tools, schema = frozenset({"text"}), (), None
+    modalities = frozenset({"text"})
+    tools: tuple[str, ...] = ()
+    schema: jsonschema_rs.Validator | None = None
     if operation is Operation.CHAT:
         modalities = _messages(body.get("messages"))
         tools = _tools(body)
@@ -232,8 +236,10 @@ def _schema(wanted: Any) -> jsonschema_rs.Validator | None:
     if wanted is None:
         return None
     kind = wanted.get("type") if isinstance(wanted, dict) else None
-    if kind in ("text", "json_object"):
+    if kind == "text":
         return None
+    if kind == "json_object":
+        return jsonschema_rs.validator_for({"type": "object"})
     described = wanted.get("json_schema") if kind == "json_schema" else None
     if not isinstance(described, dict) or not isinstance(described.get("schema"), dict):
         form = 'Send {"type": "json_schema", "json_schema": {"name": "…", "schema": {…}}}.'
@@ -244,6 +250,7 @@ def _schema(wanted: Any) -> jsonschema_rs.Validator | None:
         validator = jsonschema_rs.validator_for(described["schema"], pattern_options=options, offline=True)
     except (ValueError, RecursionError, jsonschema_rs.ReferencingError) as error:
         shown = str(error)[:200]
-        raise wrong_field("response_format.json_schema.schema", f"it is not a JSON Schema ({shown})", "Mend it.") from None
+        raise wrong_field(
+            "response_format.json_schema.schema", f"it is not a JSON Schema ({shown})", "Mend it."
+        ) from None
     return validator if described.get("strict") is True else None
-

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -16,6 +17,7 @@ from dataplane.egress import CheckedResolver, EgressRefused, check_literal
 
 CONNECT_SECONDS = 5.0
 CONNECTIONS_MOST = 1024
+DRAIN_SECONDS = 0.25
 KeyOf = Callable[[Replica], Awaitable[str | None]]
 """The key to call an external replica with; None without one. Raises: Unreachable if it cannot be had."""
 
@@ -33,8 +35,11 @@ class UpstreamAnswer(Protocol):
     @property
     def retry_after(self) -> str | None: ...
 
-    def chunks(self) -> AsyncIterator[bytes]:
-        """The body. Raises: Unreachable."""
+    async def read(self) -> bytes:
+        """The next bytes of the body; none at its end. Raises: Unreachable."""
+
+    async def drain(self) -> None:
+        """Wait a moment for the end of the body, so that the connection can be used again."""
 
     def close(self) -> None: ...
 
@@ -61,12 +66,17 @@ class HttpAnswer:
     def retry_after(self) -> str | None:
         return self._response.headers.get("Retry-After")
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def read(self) -> bytes:
         try:
-            async for chunk in self._response.content.iter_any():
-                yield chunk
+            return await self._response.content.readany()
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise Unreachable(f"its answer broke off ({type(error).__name__})") from None
+
+    async def drain(self) -> None:
+        with suppress(aiohttp.ClientError, TimeoutError, OSError, ValueError):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                while await self._response.content.readany():
+                    pass
 
     def close(self) -> None:
         # At the end of the body the connection has been given back already, and this does nothing.

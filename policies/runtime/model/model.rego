@@ -55,13 +55,13 @@ may_learn(model) if {
 }
 
 # tenants.T.caps.max_tokens
-obligations contains {"kind": "max_tokens", "args": {"limit": limit}} if {
+obligations contains {"kind": "max_tokens", "limit": limit} if {
 	t := data.tenants[input.tenant]
 	limit := t.caps.max_tokens
 }
 
 # tenants.T.downgrade: {model: the model that is called instead}
-obligations contains {"kind": "downgrade", "args": {"model": instead}} if {
+obligations contains {"kind": "downgrade", "model": instead} if {
 	t := data.tenants[input.tenant]
 	instead := t.downgrade[input.models[0].name]
 }

@@ -72,13 +72,13 @@ test_a_reader_may_learn_it if {
 test_a_cap_on_tokens_is_an_obligation if {
 	answer := model.decision with input as good with data.tenants.default.caps.max_tokens as 100
 	answer.allow
-	answer.obligations == [{"kind": "max_tokens", "args": {"limit": 100}}]
+	answer.obligations == [{"kind": "max_tokens", "limit": 100}]
 }
 
 test_a_downgrade_is_an_obligation if {
 	answer := model.decision with input as good with data.tenants.default.downgrade as {"small": "tiny"}
 	answer.allow
-	answer.obligations == [{"kind": "downgrade", "args": {"model": "tiny"}}]
+	answer.obligations == [{"kind": "downgrade", "model": "tiny"}]
 }
 
 test_nothing_given_is_denied if {

@@ -1,0 +1,68 @@
+"""Puts the gateway together within the control plane."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from controlplane.authorization.enforcement import Enforcer
+from controlplane.identity import Identities
+from controlplane.inference.gateway.authority import Authority, LocalAuthority
+from controlplane.inference.gateway.metering import Meter
+from controlplane.inference.gateway.models import GatewayModels
+from controlplane.inference.gateway.performing import Performer
+from controlplane.inference.gateway.upstream import ExternalServers
+from controlplane.inference.values import Replicas
+from controlplane.runs.journal import Journal
+from controlplane.secrets.broker import SecretBroker
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelGateway:
+    """What the OpenAI routes use. ``deadline_seconds`` is how long one call may take until its first token, or, if it
+    is not a stream, its end; ``body_bytes_most`` how long a request may be."""
+
+    authority: Authority
+    performer: Performer
+    deadline_seconds: float
+    body_bytes_most: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalGateway:
+    """The gateway's parts within the control plane: its routes' and the verbs'."""
+
+    routes: ModelGateway
+    models: GatewayModels
+    meter: Meter
+    upstream: ExternalServers
+
+    async def close(self) -> None:
+        """End its connections to servers."""
+        await self.upstream.close()
+
+
+def local_gateway(
+    *,
+    identities: Identities,
+    enforcer: Enforcer,
+    replicas: Replicas,
+    journal: Journal,
+    broker: SecretBroker,
+    meter: Meter,
+    private_hosts: frozenset[str],
+    deadline_seconds: float,
+    body_bytes_most: int,
+) -> LocalGateway:
+    """Close it at the end."""
+    authority = LocalAuthority(
+        identities=identities, enforcer=enforcer, replicas=replicas, journal=journal, broker=broker, meter=meter
+    )
+    upstream = ExternalServers(authority.key, private_hosts)
+    performer = Performer(authority, upstream)
+    routes = ModelGateway(
+        authority=authority,
+        performer=performer,
+        deadline_seconds=deadline_seconds,
+        body_bytes_most=body_bytes_most,
+    )
+    return LocalGateway(routes=routes, models=GatewayModels(authority, performer), meter=meter, upstream=upstream)
