@@ -26,6 +26,7 @@ from controlplane.inference.deployments import Deployments
 from controlplane.inference.gateway import questions as model_questions
 from controlplane.inference.gateway.assembly import LocalGateway, local_gateway
 from controlplane.inference.gateway.metering import Meter
+from controlplane.inference.reconciler import Reconciler
 from controlplane.inference.values import Models
 from controlplane.nodes.inventory import Inventory, Node, Reservation
 from controlplane.placement.dispatcher import Dispatcher
@@ -73,7 +74,7 @@ class Engine:
     """What an OPA server fetches; empty when none decides."""
 
     async def recover(self) -> None:
-        """Nodes, then every open run."""
+        """Nodes, the models they serve, then every open run."""
         tenant = self.settings.tenant
         rows = await self.store.read(lambda s: s.exec(select(NodeRow).where(NodeRow.tenant == tenant)).all())
         for row in rows:
@@ -91,6 +92,7 @@ class Engine:
                     silent_since_start=True,
                 )
             )
+        await self.deployments.load()
         for run_id in await self.store.read(lambda s: recovery.open_runs(s, tenant)):
             try:
                 await self.load(run_id)
@@ -238,7 +240,7 @@ async def engine(
     private_hosts = frozenset(settings.private_hosts)
     controller = Controller(journal, inventory, hub)
     dispatcher = Dispatcher(controller, enforcer, tools, broker, private_hosts)
-    deployments = Deployments(store, journal, broker, private_hosts)
+    deployments = Deployments(store, journal, broker, inventory, private_hosts)
     inference = local_gateway(
         identities=identities,
         enforcer=enforcer,
@@ -270,12 +272,12 @@ async def engine(
     controller.reload = parts.reload
     try:
         await parts.recover()
-        await parts.deployments.load()
         loops = (
             dispatcher.run(),
             dispatcher.retry_waiting(),
             model_steps.run(),
             controller.run_timers(),
+            Reconciler(parts.deployments, inventory, journal).run(),
             parts.reap_nodes(),
             parts.reload_parked(),
         )

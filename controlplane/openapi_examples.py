@@ -84,13 +84,24 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "ModelDeployment": {
         "name": "small",
         "generation": 1,
-        "spec": {"engine": "external", "external": {"url": "https://models.example/v1", "model": "large-2"}},
+        "spec": {"engine": "llamacpp", "source": "smollm2-135m.gguf", "replicas": 1},
         "status": {
-            "replicas": [{"id": "external-small", "node": None, "ready": True, "slots": 64}],
+            "replicas": [
+                {
+                    "id": "rep_1k0sa8r3xf6f2ye1sebmpn2kfd",
+                    "node": "node_1k0sa8r3xf6f2ye1sebmpn2kfd",
+                    "state": "ready",
+                    "ready": True,
+                    "slots": 4,
+                    "running": 0,
+                    "waiting": 0,
+                    "restarts": 0,
+                }
+            ],
             "desired": 1,
             "ready": 1,
         },
-        "conditions": [{"type": "Available", "status": True, "reason": "External", "message": "…", "since": _AT}],
+        "conditions": [{"type": "Available", "status": True, "reason": "Ready", "message": "", "since": _AT}],
         "observed_generation": 1,
         "created_at": _AT,
         "updated_at": _AT,

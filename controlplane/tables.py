@@ -270,6 +270,22 @@ class ModelDeploymentRow(SQLModel, table=True):
     updated_ns: int = Field(sa_column=_ns())
 
 
+class ModelReplicaRow(SQLModel, table=True):
+    """A replica of a deployment and the node it is on; how it is, its node says."""
+
+    __tablename__ = "model_replica"
+    tenant: str = Field(primary_key=True)
+    id: str = Field(primary_key=True)
+    v: int = 1
+    deployment: str
+    node: str
+    needs: str
+    wanted: str = Field(sa_column=_text())  # what the node is told
+    cpu_milli: int
+    memory_bytes: int = Field(sa_column=_ns())
+    created_ns: int = Field(sa_column=_ns())
+
+
 class IdempotencyRow(SQLModel, table=True):
     """The answer given to a POST under its ``Idempotency-Key``; ``status`` 0 while in flight."""
 

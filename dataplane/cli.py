@@ -129,6 +129,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--ca-file", type=Path)
     parser.add_argument("--drain-seconds", type=float, default=30.0)
     parser.add_argument("--container-runtime", choices=("runc", "runsc"), help="default: runsc where the engine has it")
+    parser.add_argument("--components", type=Path, help="what make components filled")
+    parser.add_argument("--models", type=Path, help="models to serve; default: those of the components")
     given = parser.parse_args(argv)
     named = {} if given.name is None else {"name": given.name}
     try:
@@ -144,6 +146,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             ca_file=given.ca_file,
             drain_seconds=given.drain_seconds,
             container_runtime=given.container_runtime,
+            components=given.components,
+            models=given.models,
             **named,
         )
     except ConfigError as error:

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 import aiohttp
 import msgspec
 
+from dataplane.model_wire import ModelLog
 from dataplane.protocol import (
     Ack,
     ArtifactRef,
@@ -64,6 +65,8 @@ class ControlPlane(Protocol):
 
     async def output(self, chunks: list[OutputChunk]) -> list[Ack]: ...
 
+    async def model_logs(self, logs: list[ModelLog]) -> list[Ack]: ...
+
     async def upload(
         self, attempt: str, fence: int, name: str, media_type: str, data: bytes | Content
     ) -> ArtifactRef: ...
@@ -108,6 +111,9 @@ class HttpControlPlane:
 
     async def output(self, chunks: list[OutputChunk]) -> list[Ack]:
         return _same_length(chunks, await self._post("/output", chunks, _acks))
+
+    async def model_logs(self, logs: list[ModelLog]) -> list[Ack]:
+        return _same_length(logs, await self._post("/model-logs", logs, _acks))
 
     async def upload(self, attempt: str, fence: int, name: str, media_type: str, data: bytes | Content) -> ArtifactRef:
         params = {"attempt": attempt, "fence": str(fence), "name": name, "media_type": media_type}

@@ -4,6 +4,7 @@
 <state_dir>/node.token  the join token, kept (0600) so that a restart needs none
 <state_dir>/node.pid    the running daemon                <state_dir>/heard     touched at each acknowledged heartbeat
 <state_dir>/artifacts/  the artifact cache        <state_dir>/spool/  output that waits for the control plane
+<state_dir>/models/     model servers: what was started, their logs (``dataplane.models.process``)
 """
 
 from __future__ import annotations
@@ -47,6 +48,12 @@ class NodeConfig:
     cache_bytes: int = 4 * GIB
     ca_file: Path | None = None
     drain_seconds: float = 30.0
+    components: Path | None = None
+    """What ``make components`` filled: engines of model servers are looked for in its ``bin``, then on PATH."""
+    models: Path | None = None
+    """The folder of models that deployments name; default: ``models`` in ``components``."""
+    lifeline: int = 0
+    """A process with which model servers end, however that ends; 0: they outlive even this daemon's crash."""
     container_runtime: Literal["runc", "runsc"] | None = None
     """``None``: ``runsc`` where the Docker Engine has it."""
 

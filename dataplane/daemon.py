@@ -37,6 +37,8 @@ from dataplane.inputs import Inputs
 from dataplane.inventory import Inventory
 from dataplane.lanes import Lane
 from dataplane.leases import Lease
+from dataplane.models.engines import engines
+from dataplane.models.supervisor import ModelSupervisor
 from dataplane.outage import Outage
 from dataplane.output_spool import OutputSpool
 from dataplane.protocol import (
@@ -60,6 +62,7 @@ from sandboxes.spec import Tier
 
 PARK_SECONDS = 20.0
 ASSIGNMENTS_MOST = 256
+MODELS_END_SECONDS = 15.0
 
 log = structlog.get_logger("stockade.node")
 
@@ -93,7 +96,12 @@ class NodeDaemon:
         self._http = HttpCalls(lookup)
         self._cache = ArtifactCache(config.state_dir / "artifacts", config.cache_bytes)
         roots = DataRoots(config.data)
-        self._inventory = Inventory(config, drivers, absent or {}, roots, self._cache)
+        state, models = config.state_dir / "models", config.models
+        if models is None and config.components is not None:
+            models = config.components / "models"
+        self.models = ModelSupervisor(state, models, engines(config.components, state / "help"), config.lifeline)
+        self.models.told = self._tell_soon
+        self._inventory = Inventory(config, drivers, absent or {}, roots, self._cache, self.models)
         inner = HttpControlPlane(config.checked_url(), config.read_join_token(), config.ca_file)
         self._control_plane = Registration(inner, self._describe, self._accepted)
         self._authorize = Lane(self._control_plane.authorize)
@@ -123,6 +131,7 @@ class NodeDaemon:
                     await driver.reap(keep=())
                 except (DriverFailed, OSError) as error:
                     log.error("leftovers of an earlier daemon stay", tier=tier, error=str(error))
+            await self.models.adopt()
             sent = self.lease.clock()
             outage = Outage(self._config.checked_url(), self._config.read_join_token())
             answer = await insist(self._control_plane.join, outage.failed)
@@ -144,6 +153,7 @@ class NodeDaemon:
                     self._spool.serve,
                     self._inventory.refresh_data,
                     self._inventory.refresh_gpus,
+                    self.models.serve,
                     self._prepare_images,
                 ):
                     tasks.start_soon(serve)
@@ -152,6 +162,8 @@ class NodeDaemon:
                 await self._stopped.wait()
                 tasks.cancel_scope.cancel()
         finally:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(MODELS_END_SECONDS):
+                await self.models.close()
             with anyio.CancelScope(shield=True), anyio.move_on_after(10):
                 for driver in self._drivers.values():
                     await driver.close()
@@ -168,7 +180,9 @@ class NodeDaemon:
         self._tell_soon()
         log.info("draining", attempts=len(self._attempts))
         with anyio.move_on_after(self._config.drain_seconds if seconds is None else seconds):
-            await self._until_idle()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self.models.drain)
+                await self._until_idle()
         for attempt in list(self._attempts.values()):
             self._end(attempt, "lost", "the node was drained before it ended")
         with anyio.move_on_after(10):
@@ -278,6 +292,8 @@ class NodeDaemon:
             self._obey(directive)
         for assignment in response.assignments:
             self._accept(assignment)
+        if response.models is not None and not self._draining:
+            self.models.want(response.models)
 
     def _accept(self, assignment: Assignment) -> None:
         call = assignment.call
@@ -334,6 +350,10 @@ class NodeDaemon:
                 self._spawn(self.drain)
             case "prepare":
                 self._spawn(self._prepare, directive.tier, directive.image)
+            case "models":
+                self._tell_soon()
+            case "model_log":
+                self._spawn(self.models.send_log, directive.replica, self._control_plane)
             case "rejoin":
                 self._spawn(self._rejoin, self._control_plane.generation)
 

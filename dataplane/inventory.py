@@ -13,6 +13,7 @@ from dataplane.attempts import Attempt, free
 from dataplane.config import NodeConfig
 from dataplane.data_roots import DataRoots
 from dataplane.gpus import fake_gpus, find_gpus, told
+from dataplane.models.supervisor import ModelSupervisor
 from dataplane.protocol import FEATURES, VERSION, Capacity, DataRoot, GpuDevice, Heartbeat, ImageState, Register
 from sandboxes.driver import Driver
 from sandboxes.spec import Tier
@@ -49,6 +50,7 @@ class Inventory:
         absent: Mapping[Tier, str],
         roots: DataRoots,
         cache: ArtifactCache,
+        models: ModelSupervisor,
     ) -> None:
         self._config = config
         self._drivers = drivers
@@ -59,6 +61,7 @@ class Inventory:
         self._gpus_absent = ""
         self._told_gpus: list[GpuDevice] = []
         self._total = capacity(config, self._gpus)
+        self._models = models
         self._data: list[DataRoot] = []
         self._told_data: list[DataRoot] = []
         self._told_images: list[ImageState] = []
@@ -68,6 +71,7 @@ class Inventory:
         self._told_images, self._told_data = self._images(), self._data
         self._told_gpus = told(self._gpus)
         self._cache.tell_all()
+        self._models.tell_all()
         return Register(
             identity=identity,
             boot_id=boot_id,
@@ -99,6 +103,7 @@ class Inventory:
             cached_added=added,
             cached_removed=removed,
             draining=draining,
+            models=self._models.report(),
         )
 
     def told(self, heartbeat: Heartbeat) -> None:
@@ -109,6 +114,8 @@ class Inventory:
             self._told_data = heartbeat.data
         if heartbeat.gpus is not None:
             self._told_gpus = heartbeat.gpus
+        if heartbeat.models is not None:
+            self._models.heard(heartbeat.models)
         self._cache.settle(heartbeat.cached_added, heartbeat.cached_removed)
 
     async def find_gpus(self) -> None:

@@ -5,6 +5,7 @@
     POST /node/v1/authorize  [AuthorizeRequest]  -> [AuthorizeAnswer]
     POST /node/v1/results    [CallResult]        -> [Ack]
     POST /node/v1/output     [OutputChunk]       -> [Ack]
+    POST /node/v1/model-logs [ModelLog]          -> [Ack]
     PUT  /node/v1/artifacts?attempt=&fence=&name=&media_type=   bytes -> ArtifactRef
     GET  /node/v1/artifacts/{id}?attempt=&fence=                      -> bytes
 
@@ -19,8 +20,10 @@ from typing import Any, Literal
 
 import msgspec
 
+from dataplane.model_wire import DesiredModels, ModelReport
+
 VERSION = 1
-FEATURES: frozenset[str] = frozenset({"freeze", "scrub", "tool_gateway"})
+FEATURES: frozenset[str] = frozenset({"freeze", "models", "scrub", "tool_gateway"})
 """What this version can be required to do."""
 FAKE_GPU = "fake-gpu-"
 """How the id of a declared GPU begins: there is no device behind it, and no driver is asked for one."""
@@ -109,6 +112,7 @@ class Heartbeat(Wire):
     cached_added: list[str] = []  # artifact digests
     cached_removed: list[str] = []
     draining: bool = False
+    models: ModelReport | None = None
 
 
 class SandboxRequest(Wire):
@@ -191,14 +195,18 @@ class Assignment(Wire):
 
 
 class Directive(Wire):
-    """``cancel`` an attempt (reason), ``drain`` the node, ``prepare`` an image, ``rejoin``: register again."""
+    """``cancel`` an attempt (reason), ``drain`` the node, ``prepare`` an image, ``rejoin``: register again.
 
-    kind: Literal["cancel", "drain", "prepare", "rejoin"]
+    ``models``: send a heartbeat, its answer has what is to be served; ``model_log``: send the log's end of a replica.
+    """
+
+    kind: Literal["cancel", "drain", "prepare", "rejoin", "models", "model_log"]
     attempt: str = ""
     fence: int = 0
     reason: str = ""
     tier: str = ""
     image: str = ""
+    replica: str = ""
 
 
 class ArtifactRef(Wire):
@@ -267,6 +275,7 @@ class PullResponse(Wire):
     assignments: list[Assignment] = []
     directives: list[Directive] = []
     acks: list[Ack] = []  # one for each report, same order
+    models: DesiredModels | None = None
 
 
 class AuthorizeRequest(Wire):

@@ -16,6 +16,7 @@ from dataplane.client import (
     TokenRefused,
 )
 from dataplane.config import ConfigError
+from dataplane.model_wire import ModelLog
 from dataplane.protocol import (
     FEATURES,
     Ack,
@@ -103,6 +104,9 @@ class Registration(ControlPlane):
 
     async def output(self, chunks: list[OutputChunk]) -> list[Ack]:
         return await self._call(lambda: self._inner.output(chunks))
+
+    async def model_logs(self, logs: list[ModelLog]) -> list[Ack]:
+        return await self._call(lambda: self._inner.model_logs(logs))
 
     async def upload(self, attempt: str, fence: int, name: str, media_type: str, data: bytes | Content) -> ArtifactRef:
         return await self._call(lambda: self._inner.upload(attempt, fence, name, media_type, data))

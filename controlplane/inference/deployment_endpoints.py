@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Header, Path, Response
+from fastapi import APIRouter, Body, Header, Path, Query, Response
 
-from controlplane.dependencies import ModelWriter, Reader, ServicesDep
+from controlplane.dependencies import ModelWriter, Reader, ServicesDep, id_pattern
 from controlplane.errors import not_yet
-from controlplane.inference.deployments import Deployment, Deployments, to_json
+from controlplane.inference.deployments import Deployments
 from controlplane.inference.spec import NAME_PATTERN, DeploymentSpec
 from controlplane.pages import Cursor, Limit, page, text_cursor, write_cursor
 from controlplane.services import Services
@@ -20,11 +20,14 @@ DeploymentName = Annotated[str, Path(pattern=NAME_PATTERN, examples=["small"])]
 IfMatch = Annotated[
     str | None, Header(max_length=256, description="The `ETag` of the state you saw; another one is refused.")
 ]
-_EXAMPLE = {
-    "engine": "external",
-    "external": {"url": "https://models.example/v1", "model": "large-2", "secret": "models-key"},
-    "aliases": ["gpt-4o"],
-}
+_EXAMPLES = [
+    {"engine": "llamacpp", "source": "smollm2-135m.gguf", "replicas": 2, "args": {"parallel": 4}},
+    {
+        "engine": "external",
+        "external": {"url": "https://models.example/v1", "model": "large-2", "secret": "models-key"},
+        "aliases": ["gpt-4o"],
+    },
+]
 
 
 @router.get("")
@@ -34,7 +37,7 @@ async def list_deployments(principal: Reader, services: ServicesDep, cursor: Cur
     after = text_cursor(cursor) or ""
     rest = [one for one in deployments.all(principal.tenant) if one.name > after]
     following = write_cursor(rest[limit - 1].name) if len(rest) > limit else None
-    return page([_shown(deployments, one) for one in rest[:limit]], following)
+    return page([deployments.shown(one) for one in rest[:limit]], following)
 
 
 @router.get("/{name}")
@@ -43,13 +46,13 @@ async def get_deployment(name: DeploymentName, principal: Reader, services: Serv
     deployments = _deployments(services)
     found = deployments.get(principal.tenant, name)
     response.headers["ETag"] = found.tag
-    return _shown(deployments, found)
+    return deployments.shown(found)
 
 
 @router.put("/{name}", responses={201: {"description": "It is new."}})
 async def put_deployment(
     name: DeploymentName,
-    body: Annotated[DeploymentSpec, Body(examples=[_EXAMPLE])],
+    body: Annotated[DeploymentSpec, Body(examples=_EXAMPLES)],
     principal: ModelWriter,
     services: ServicesDep,
     response: Response,
@@ -60,7 +63,7 @@ async def put_deployment(
     made, is_new = await deployments.put(principal.tenant, name, body, if_match)
     response.status_code = 201 if is_new else 200
     response.headers["ETag"] = made.tag
-    return _shown(deployments, made)
+    return deployments.shown(made)
 
 
 @router.delete("/{name}", status_code=204)
@@ -71,11 +74,19 @@ async def delete_deployment(
     await _deployments(services).delete(principal.tenant, name, if_match)
 
 
+@router.get("/{name}/logs")
+async def deployment_logs(
+    name: DeploymentName,
+    principal: Reader,
+    services: ServicesDep,
+    replica: Annotated[str | None, Query(pattern=id_pattern("rep"), description="Default: the oldest.")] = None,
+) -> Any:
+    """The last 64 KiB that a replica's server wrote, from its node, now."""
+    deployments = _deployments(services)
+    return await deployments.log(deployments.get(principal.tenant, name), replica)
+
+
 def _deployments(services: Services) -> Deployments:
     if services.engine is None:
         raise not_yet("Deploying models in this process")
     return services.engine.deployments
-
-
-def _shown(deployments: Deployments, one: Deployment) -> dict[str, Any]:
-    return to_json(one, deployments.of(one.tenant, one.name))

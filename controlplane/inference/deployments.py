@@ -10,61 +10,51 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 from sqlmodel import select
 
-from controlplane.errors import ApiError, Slug, field_problem, invalid_request, not_found
-from controlplane.inference.spec import DeploymentSpec
+from controlplane.errors import ApiError, Slug, conflict, field_problem, invalid_request, not_found
+from controlplane.inference.deployment import Deployment, PlacedReplica, external_replica, to_json
+from controlplane.inference.spec import DeploymentSpec, ExternalSpec
 from controlplane.inference.values import Replica
+from controlplane.nodes.inventory import Inventory
 from controlplane.runs.journal import Journal
 from controlplane.secrets.broker import SecretBroker
 from controlplane.store import Store, Write, canonical, upsert
-from controlplane.tables import ModelDeploymentRow
-from controlplane.times import rfc3339
+from controlplane.tables import ModelDeploymentRow, ModelReplicaRow
 from controlplane.workflows.problem_values import Problem
+from dataplane.model_wire import ModelState
+from dataplane.protocol import Directive
 
-
-@dataclass(kw_only=True, eq=False)
-class Deployment:
-    """One deployment. ``generation`` counts changes of its spec; ``tag`` names this state of it."""
-
-    tenant: str
-    name: str
-    spec: DeploymentSpec
-    generation: int
-    created_ns: int
-    updated_ns: int
-    observed_generation: int = 0
-    conditions: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    @property
-    def tag(self) -> str:
-        return f'"{self.created_ns:x}-{self.generation}"'
-
-    def condition(self, kind: str, *, holds: bool, reason: str, message: str = "", fix: str = "") -> None:
-        """Say how it stands; the time of the last change stays while it stands so."""
-        known = self.conditions.get(kind)
-        changed = known is None or known["status"] != holds
-        since = rfc3339(time.time_ns()) if changed or known is None else known["since"]
-        told = {"type": kind, "status": holds, "reason": reason, "message": message, "fix": fix, "since": since}
-        self.conditions[kind] = told
+LOG_SECONDS = 10.0
 
 
 class Deployments:
     """Reads are from memory; ``load`` once before serving. ``put`` and ``delete`` are durable on return."""
 
-    def __init__(self, store: Store, journal: Journal, broker: SecretBroker, private_hosts: frozenset[str]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        journal: Journal,
+        broker: SecretBroker,
+        inventory: Inventory,
+        private_hosts: frozenset[str],
+    ) -> None:
         self._store = store
         self._journal = journal
         self._broker = broker
+        self._inventory = inventory
         self._private_hosts = private_hosts
         self._changing = asyncio.Lock()
+        self.changed = asyncio.Event()
+        """Something else is asked for."""
         self.known: dict[tuple[str, str], Deployment] = {}
+        self.placed: dict[str, PlacedReplica] = {}
 
     async def load(self) -> None:
-        """Read the table."""
+        """Read the tables; the nodes, which are known already, have what they are to serve."""
         for row in await self._store.read(lambda session: session.exec(select(ModelDeploymentRow)).all()):
             spec = DeploymentSpec.model_validate(json.loads(row.spec))
             self._keep(
@@ -78,12 +68,24 @@ class Deployments:
                 )
             )
 
+        for replica in await self._store.read(lambda session: session.exec(select(ModelReplicaRow)).all()):
+            placed = PlacedReplica.of_row(replica)
+            self.placed[placed.id] = placed
+            node = self._inventory.nodes.get(placed.node)
+            if node is not None:
+                node.models.wanted[placed.id] = placed.wanted
+                node.models.reserved[placed.id] = placed.cpu_milli, placed.memory_bytes
+                self._inventory.hold_devices(node.id, placed.id, placed.wanted.gpus)
+
     # --- the port Replicas
 
     def of(self, tenant: str, deployment: str) -> list[Replica]:
         """Every replica of a deployment, also those that are not ready."""
         found = self.known.get((tenant, deployment))
-        return [] if found is None else [_external(found)]
+        if found is None:
+            return []
+        external = external_replica(found)
+        return [external] if external is not None else [self._view(found, one) for one in self.placed_of(found)]
 
     def deployments(self, tenant: str) -> list[str]:
         """Names of the tenant's deployments, sorted."""
@@ -94,6 +96,86 @@ class Deployments:
         if (tenant, name) in self.known:
             return name
         return next((one.name for one in self.all(tenant) if name in one.spec.aliases), None)
+
+    def _view(self, deployment: Deployment, placed: PlacedReplica) -> Replica:
+        state, spec = self.state_of(placed), deployment.spec
+        return Replica(
+            id=placed.id,
+            tenant=deployment.tenant,
+            deployment=deployment.name,
+            kind=spec.engine,
+            served_name=placed.wanted.served_name,
+            ready=state is not None and state.state == "ready",
+            node=placed.node,
+            slots=state.slots if state is not None and state.slots else 1,
+            context_tokens=spec.context_tokens,
+            modalities=frozenset(spec.modalities),
+        )
+
+    # --- replicas
+
+    def placed_of(self, deployment: Deployment) -> list[PlacedReplica]:
+        """Those on nodes, the oldest first."""
+        key = deployment.tenant, deployment.name
+        return sorted(
+            (one for one in self.placed.values() if (one.tenant, one.deployment) == key),
+            key=lambda one: (one.created_ns, one.id),
+        )
+
+    def state_of(self, placed: PlacedReplica) -> ModelState | None:
+        """What its node says of it; ``None`` while the node says nothing."""
+        node = self._inventory.nodes.get(placed.node)
+        if node is None or node.status in ("lost", "draining"):
+            return None
+        return node.models.states.get(placed.id)
+
+    def shown(self, deployment: Deployment) -> dict[str, Any]:
+        """As the API shows it."""
+        external = external_replica(deployment)
+        if external is not None:
+            return to_json(deployment, [{"id": external.id, "ready": True, "state": "external", "url": external.url}])
+        return to_json(deployment, [self._replica_json(one) for one in self.placed_of(deployment)])
+
+    def _replica_json(self, placed: PlacedReplica) -> dict[str, Any]:
+        state, node = self.state_of(placed), self._inventory.nodes.get(placed.node)
+        known = ModelState(
+            replica=placed.id, deployment=placed.deployment, spec="", state="starting",
+            detail="its node has not said anything of it yet",
+        ) if state is None else state  # fmt: skip
+        told = msgspec.structs.asdict(known)
+        for inner in ("replica", "deployment", "spec"):
+            del told[inner]
+        return {
+            "id": placed.id,
+            "node": placed.node,
+            "node_name": "" if node is None else node.name,
+            "ready": known.state == "ready",
+            "current": known.spec == placed.wanted.spec,
+            "gpus": placed.wanted.gpus,
+            **told,
+        }
+
+    async def log(self, deployment: Deployment, replica: str | None) -> dict[str, Any]:
+        """The end of a replica's log. Raises: ApiError not-found; conflict where its node does not answer."""
+        replicas = self.placed_of(deployment)
+        found = next((one for one in replicas if replica in (None, one.id)), None)
+        if found is None:
+            fix = "An external service keeps its own." if deployment.spec.external else "It has none now."
+            raise not_found("replica", replica or f"of {deployment.name}", fix)
+        node = self._inventory.nodes.get(found.node)
+        if node is None or node.status == "lost":
+            raise conflict(f"The node of {found.id} does not answer.", retryable=True)
+        asked = node.models.asked.get(found.id)
+        if asked is None or asked.done():
+            asked = node.models.asked[found.id] = asyncio.get_running_loop().create_future()
+            node.direct(Directive(kind="model_log", replica=found.id))
+        try:
+            log = await asyncio.wait_for(asyncio.shield(asked), LOG_SECONDS)
+        except TimeoutError:
+            node.models.asked.pop(found.id, None)
+            raise conflict(f"Node {node.name} has sent no log of {found.id}.", retryable=True) from None
+        text = log.data.decode(errors="replace")
+        return {"replica": found.id, "node": node.id, "offset": log.offset, "text": text}
 
     # --- desired state
 
@@ -138,6 +220,7 @@ class Deployments:
             )
             made.spec, made.generation, made.updated_ns = spec, generation, now
             self._keep(made)
+            self.changed.set()
             return made, known is None
 
     async def delete(self, tenant: str, name: str, if_match: str | None) -> None:
@@ -146,16 +229,20 @@ class Deployments:
             _expect(self.get(tenant, name), name, if_match)
             await self._journal.write([Write("DELETE FROM model_deployment WHERE tenant=? AND name=?", (tenant, name))])
             self.known.pop((tenant, name), None)
+            self.changed.set()
 
     def _keep(self, deployment: Deployment) -> None:
         self.known[deployment.tenant, deployment.name] = deployment
+        if deployment.spec.external is None:
+            return
+        deployment.conditions.clear()
         message = "another service's; it is not tried before it is called"
         deployment.condition("Available", holds=True, reason="External", message=message)
         deployment.observed_generation = deployment.generation
 
     async def _clashes(self, tenant: str, name: str, spec: DeploymentSpec) -> list[Problem]:
         """What is wrong with it beside the other deployments, the secrets and the settings there are."""
-        problems = []
+        problems = spec.problems()
         taken = {
             alias: one.name for one in self.all(tenant) if one.name != name for alias in (one.name, *one.spec.aliases)
         }
@@ -166,52 +253,19 @@ class Deployments:
         if name in taken:
             said = f"{name!r} is an alias of the deployment {taken[name]!r}"
             problems.append(field_problem("", said, "choose another name, or take the alias away first", "conflict"))
-        if why := spec.external.refusal(self._private_hosts):
-            fix = f"use a public https address, or start with --private-host {spec.external.host_and_port}"
-            problems.append(field_problem("/external/url", why, fix))
-        secret = spec.external.secret
-        if secret is not None and secret not in await self._broker.names(tenant):
-            said, fix = f"there is no secret {secret!r}", f"stockade secret set {secret}"
-            problems.append(field_problem("/external/secret", said, fix))
+        if spec.external is not None:
+            problems += await self._external_problems(tenant, spec.external)
         return problems
 
-
-def to_json(deployment: Deployment, replicas: list[Replica]) -> dict[str, Any]:
-    """As the API shows it."""
-    return {
-        "name": deployment.name,
-        "generation": deployment.generation,
-        "spec": deployment.spec.model_dump(mode="json"),
-        "status": {
-            "replicas": [
-                {"id": one.id, "node": one.node, "url": one.url, "ready": one.ready, "slots": one.slots}
-                for one in replicas
-            ],
-            "desired": 1,
-            "ready": sum(one.ready for one in replicas),
-        },
-        "conditions": list(deployment.conditions.values()),
-        "observed_generation": deployment.observed_generation,
-        "created_at": rfc3339(deployment.created_ns),
-        "updated_at": rfc3339(deployment.updated_ns),
-    }
-
-
-def _external(deployment: Deployment) -> Replica:
-    spec = deployment.spec
-    return Replica(
-        id=f"external-{deployment.name}",
-        tenant=deployment.tenant,
-        deployment=deployment.name,
-        kind=spec.kind,
-        served_name=spec.external.model,
-        ready=True,
-        url=spec.external.url.rstrip("/"),
-        secret=spec.external.secret,
-        slots=spec.external.slots,
-        context_tokens=spec.context_tokens,
-        modalities=frozenset(spec.modalities),
-    )
+    async def _external_problems(self, tenant: str, external: ExternalSpec) -> list[Problem]:
+        problems = []
+        if why := external.refusal(self._private_hosts):
+            fix = f"use a public https address, or start with --private-host {external.host_and_port}"
+            problems.append(field_problem("/external/url", why, fix))
+        if external.secret is not None and external.secret not in await self._broker.names(tenant):
+            said, fix = f"there is no secret {external.secret!r}", f"stockade secret set {external.secret}"
+            problems.append(field_problem("/external/secret", said, fix))
+        return problems
 
 
 def _expect(known: Deployment | None, name: str, if_match: str | None) -> None:

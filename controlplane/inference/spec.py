@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from controlplane.errors import field_problem
 from controlplane.inference.values import ServerKind
+from controlplane.workflows.problem_values import Problem, child, did_you_mean
+from dataplane.model_wire import MODEL_ARGUMENTS, SOURCE_PATTERN, argument_problem
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 ALIAS_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$"
 """Wider than a name: what callers that were written for other services already say."""
 
+USUAL_MEMORY_BYTES = {"sglang": 4 * 1024**3, "llamacpp": 1024**3}
+"""Of a small model on a CPU; a larger one says so."""
+
+ON_NODES = ("source", "args", "labels", "gpus", "gpu_memory_bytes", "memory_bytes", "replicas", "cpu_milli")
+"""Fields of a deployment that nodes of ours serve."""
+
 Modality = Literal["text", "image", "audio", "embeddings"]
 ModelName = Annotated[str, StringConstraints(pattern=ALIAS_PATTERN)]
+ArgumentName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,63}$")]
+Argument = Annotated[str, StringConstraints(max_length=128)] | bool | int | float
+Label = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[\x21-\x7e]+$")]
 SecretName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_.-]*$", max_length=64)]
 
 
@@ -71,15 +83,57 @@ class ExternalSpec(_Sent):
 
 
 class DeploymentSpec(_Sent):
-    """A model under a name, and what serves it."""
+    """A model under a name, and what serves it: an engine on ``replicas`` nodes, or another service."""
 
-    engine: Literal["external"]
-    external: ExternalSpec
+    engine: ServerKind
+    source: Annotated[str, StringConstraints(pattern=SOURCE_PATTERN)] | None = None
+    """The model: a name in the models folder of the nodes. Nothing is ever downloaded."""
+    external: ExternalSpec | None = None
+    replicas: int = Field(default=1, ge=0, le=64)
+    gpus: int = Field(default=0, ge=0, le=16)
+    """Devices of each replica, its own; without any it runs on the CPU."""
+    gpu_memory_bytes: int = Field(default=0, ge=0, le=2**50)
+    """What each of its devices must have."""
+    cpu_milli: int = Field(default=500, ge=0, le=1_000_000)
+    """What each replica takes of its node's CPU; likewise the next."""
+    memory_bytes: int | None = Field(default=None, ge=0, le=2**50)
+    args: dict[ArgumentName, Argument] = Field(default={}, max_length=32)
+    """Flags of the server without their dashes; ``true`` for a bare one."""
+    labels: dict[Label, Label] = Field(default={}, max_length=16)
+    """Of the nodes it may run on."""
     aliases: list[ModelName] = Field(default=[], max_length=32)
     """Other names it answers to."""
     modalities: list[Modality] = Field(default=["text"], min_length=1, max_length=4)
     context_tokens: int | None = Field(default=None, ge=1, le=100_000_000)
 
     @property
-    def kind(self) -> ServerKind:
-        return self.engine
+    def usual_memory_bytes(self) -> int:
+        """What a replica is taken to need where the deployment does not say."""
+        return USUAL_MEMORY_BYTES.get(self.engine, 0)
+
+    def shown(self) -> dict[str, Any]:
+        """With the defaults that apply to it; the same again when it is sent back."""
+        return self.model_dump(mode="json", exclude_none=True, exclude=set(ON_NODES) if self.external else None)
+
+    def problems(self) -> list[Problem]:
+        """What does not fit together in it."""
+        found = []
+        if self.engine == "external":
+            if self.external is None:
+                fix = '{"url": "https://…/v1", "model": "…", "secret": "…"}'
+                found.append(field_problem("/external", "an external deployment says where the service is", fix))
+            for name in [name for name in ON_NODES if name in self.model_fields_set]:
+                found.append(field_problem(f"/{name}", "what is external runs on no node of ours", "remove it"))
+            return found
+        if self.external is not None:
+            fix = 'remove it, or set "engine": "external"'
+            found.append(field_problem("/external", f"{self.engine} runs on our own nodes", fix))
+        if self.source is None:
+            fix = '"source": "NAME", a file or folder in the models folder of the nodes'
+            found.append(field_problem("/source", "which model is to be served?", fix))
+        for name, value in self.args.items():
+            if why := argument_problem(self.engine, name, value):
+                known = MODEL_ARGUMENTS[self.engine]
+                fix = did_you_mean(name, known) or f"use one of: {', '.join(sorted(known))}"
+                found.append(field_problem(child("/args", name), why, fix))
+        return found

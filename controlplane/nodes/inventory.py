@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from controlplane.nodes.devices import DeviceLedger
+from controlplane.nodes.served_models import ServedModels
 from controlplane.times import rfc3339
 from dataplane.protocol import Assignment, Directive, Heartbeat, Register
 from scheduler.cluster import GpuView, NodeView, Snapshot, Unschedulable
@@ -60,6 +61,7 @@ class Node:
     cached: set[str] = field(default_factory=set)
     preparing: dict[tuple[str, str], float] = field(default_factory=dict)
     devices: DeviceLedger = field(default_factory=DeviceLedger)
+    models: ServedModels = field(default_factory=ServedModels)
     _holds: frozenset[str] | None = field(default=None, init=False)
 
     @property
@@ -78,10 +80,11 @@ class Node:
     def free(self) -> tuple[int, int, int, int]:
         """(cpu_milli, memory_bytes, slots, GPUs) not reserved."""
         total, taken = self.declared.capacity, self.reservations.values()
+        models = self.models.reserved.values()
         sandboxes = sum(1 for one in taken if one.assignment.code is not None)
         return (
-            total.cpu_milli - sum(one.cpu_milli for one in taken),
-            total.memory_bytes - sum(one.memory_bytes for one in taken),
+            total.cpu_milli - sum(one.cpu_milli for one in taken) - sum(cpu for cpu, _ in models),
+            total.memory_bytes - sum(one.memory_bytes for one in taken) - sum(memory for _, memory in models),
             total.slots - sandboxes,
             sum(1 for one in self.declared.gpus if self.devices.holder(one.uuid) is None),
         )
@@ -97,6 +100,7 @@ class Node:
         self.reservations, self.outbox, self.directives = known.reservations, known.outbox, known.directives
         self.cached, self.preparing, self.wake = known.cached, known.preparing, known.wake
         self.cordoned, self.draining, self.devices = known.cordoned, known.draining, known.devices
+        self.models = known.models
 
     def view(self, *, sandboxes: bool) -> NodeView:
         """As the scheduler sees it. Slots are of sandboxes; a tool call takes none of them, but has a bound too."""
@@ -220,6 +224,9 @@ class Node:
             self._holds = None
         self.cached.difference_update(heartbeat.cached_removed)
         self.cached.update(heartbeat.cached_added[: max(0, CACHE_LISTED - len(self.cached))])
+        if heartbeat.models is not None:
+            for gone in self.models.heard(heartbeat.models):
+                self.devices.release(gone)
         held = {attempt for attempt, _fence in heartbeat.attempts}
         self.devices.left(held)
         for attempt, reservation in self.reservations.items():

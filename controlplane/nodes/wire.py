@@ -29,6 +29,7 @@ from controlplane.store import Write, upsert
 from controlplane.tables import NodeRow
 from controlplane.times import rfc3339
 from controlplane.tokens import hash_token, make_token
+from dataplane.model_wire import ModelLog
 from dataplane.protocol import (
     FEATURES,
     VERSION,
@@ -64,6 +65,7 @@ def routes() -> list[Route]:
         Route("/node/v1/authorize", authorize, methods=["POST"]),
         Route("/node/v1/results", results, methods=["POST"]),
         Route("/node/v1/output", output, methods=["POST"]),
+        Route("/node/v1/model-logs", model_logs, methods=["POST"]),
         Route("/node/v1/artifacts", upload, methods=["PUT"]),
         Route("/node/v1/artifacts/{artifact}", download, methods=["GET"]),
     ]
@@ -170,6 +172,9 @@ async def _join(engine: Engine, tenant: str, message: Register, token_hash: str)
         node.take_over(known)
     elif known is not None:
         engine.controller.node_gone(known.id, "node_lost", f"node {known.name} restarted")
+        # Model servers may have outlived the daemon: what is wanted stays, what it says of them comes anew.
+        node.models = known.models
+        node.models.states.clear()
         # The old boot's attempts are over, and their GPUs free; model servers may have outlived the daemon.
         node.devices = known.devices
         node.devices.left(())
@@ -195,6 +200,8 @@ async def pull(request: Request) -> Response:
         engine.inventory.changed.set()
     acks = await _report(engine, node, message)
     response = PullResponse(acks=acks)
+    if message.heartbeat is not None and message.heartbeat.models is not None:
+        response.models = node.models.answer(message.heartbeat.models)
     most = min(message.max, BATCH_MOST)
     if message.lane == "work":
         deadline = time.monotonic() + min(message.wait_seconds, WAIT_MOST)
@@ -317,6 +324,14 @@ async def output(request: Request) -> Response:
             stored = await services.output.size(chunk.attempt, chunk.stream)
             acks.append(Ack(ok=False, message="bytes before this offset are missing", stored_bytes=stored))
     return _json(acks)
+
+
+async def model_logs(request: Request) -> Response:
+    """The ends of model servers' logs that were asked for."""
+    _services, engine = _parts(request)
+    node = _node(request, engine)
+    logs = await _body(request, list[ModelLog])
+    return _json([Ack(ok=node.models.told(one)) for one in logs[:BATCH_MOST]])
 
 
 async def upload(request: Request) -> Response:

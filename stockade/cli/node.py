@@ -33,6 +33,8 @@ class Options:
     cache_dir: Path | None
     ca_file: Path | None
     container_runtime: Literal["runc", "runsc"] | None
+    models: Path | None
+    lifeline: int
 
 
 def serve(options: Options) -> int:
@@ -63,6 +65,9 @@ def serve(options: Options) -> int:
             drain_seconds=options.drain_seconds,
             ca_file=options.ca_file,
             container_runtime=options.container_runtime,
+            components=places.components(),
+            models=None if options.models is None else options.models.absolute(),
+            lifeline=options.lifeline,
         )
         run_node(config)
     except ConfigError as error:

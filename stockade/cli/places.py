@@ -19,10 +19,14 @@ def image_cache(given: Path | None) -> Path:
 
 def component(name: str) -> Path | None:
     """A program that ``make components`` installed, or else one on PATH."""
-    given = os.environ.get("STOCKADE_COMPONENTS")
-    installed = Path(given) if given else _base("XDG_DATA_HOME", ".local/share") / "stockade" / "components"
-    found = shutil.which(name, path=installed / "bin") or shutil.which(name)
+    found = shutil.which(name, path=components() / "bin") or shutil.which(name)
     return Path(found).absolute() if found else None
+
+
+def components() -> Path:
+    """What ``make components`` fills."""
+    given = os.environ.get("STOCKADE_COMPONENTS")
+    return (Path(given) if given else _base("XDG_DATA_HOME", ".local/share") / "stockade" / "components").absolute()
 
 
 def _base(variable: str, below_home: str) -> Path:

@@ -94,6 +94,8 @@ def node(
     state_dir: StateDir = None,
     cache_dir: Annotated[Path | None, typer.Option(help="prepared images; default: ~/.cache/stockade/images")] = None,
     ca_file: Annotated[Path | None, typer.Option(help="a private certificate authority")] = None,
+    models: Annotated[Path | None, typer.Option(help="models to serve; default: those of the components")] = None,
+    lifeline: Annotated[int, typer.Option(help="a process id: model servers end when it does", hidden=True)] = 0,
     container_runtime: Annotated[
         ContainerRuntime | None,
         typer.Option(envvar="STOCKADE_CONTAINER_RUNTIME", help="default: runsc where the engine has it, else runc"),
@@ -109,7 +111,7 @@ def node(
             url=url, join=join, join_token_file=join_token_file, name=name, data=tuple(data or ()),
             labels=tuple(label or ()), slots=slots, drain_seconds=drain_seconds, state_dir=state_dir,
             cache_dir=cache_dir, ca_file=ca_file, fake_gpus=fake_gpus,
-            container_runtime=container_runtime,
+            container_runtime=container_runtime, models=models, lifeline=lifeline,
         )
     )  # fmt: skip
 

@@ -179,7 +179,7 @@ def _opa(plan: Plan, program: str) -> Child:
 def _node_command(plan: Plan) -> list[str]:
     command = [*PYTHON, "-m", "stockade.cli.main", "node", "--url", plan.url]
     command += ["--state-dir", str(plan.folder / "node"), "--join-token-file", str(plan.folder / "join.token")]
-    command += ["--drain-seconds", f"{DRAIN_SECONDS:g}"]
+    command += ["--drain-seconds", f"{DRAIN_SECONDS:g}", "--lifeline", str(os.getpid())]
     for name, path in plan.data.items():
         command += ["--data", f"{name}={path}"]
     return command

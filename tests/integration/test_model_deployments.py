@@ -150,3 +150,56 @@ def test_replicas_are_what_the_gateway_calls_and_survive_a_restart(settings: Set
         assert (replica.ready, replica.slots, replica.context_tokens) == (True, 3, 4096)
         assert replica.modalities == {"text", "image"}
         assert view.of("another", "large") == []
+
+
+NODE: dict[str, Any] = {"engine": "sglang", "source": "smollm2-135m"}
+
+
+@pytest.mark.parametrize(
+    ("change", "pointer", "said"),
+    [
+        ({"source": "../secret"}, "/source", "pattern"),
+        ({"source": "/etc/passwd"}, "/source", "pattern"),
+        ({"source": None}, "/source", '"source": "NAME"'),
+        ({"external": EXTERNAL["external"]}, "/external", "remove it"),
+        ({"args": {"host": "10.0.0.1"}}, "/args/host", "does not set 'host'"),
+        ({"args": {"trust-remote-code": True}}, "/args/trust-remote-code", "does not set"),
+        ({"args": {"max-running-request": 4}}, "/args/max-running-request", "did you mean 'max-running-requests'"),
+        ({"args": {"dtype": "--api-key"}}, "/args/dtype", "one word"),
+        ({"args": {"dtype": "/etc/passwd"}}, "/args/dtype", "one word"),
+        ({"args": {"Host": "x"}}, "/args/Host", ""),
+        ({"replicas": -1}, "/replicas", "greater"),
+        ({"engine": "vllm"}, "/engine", "sglang"),
+        ({"engine": "external"}, "/external", "https://"),
+        ({"engine": "external"}, "/source", "remove it"),
+    ],
+)
+def test_what_no_node_could_start_is_refused_where_it_is_said(
+    client: TestClient, change: dict[str, Any], pointer: str, said: str
+) -> None:
+    found = pointers(put(client, "small", NODE | change))
+    hit = next((text for where, text in found.items() if where.startswith(pointer)), None)
+    assert hit is not None, found
+    assert said in hit
+
+
+def test_without_a_node_it_waits_and_says_why(client: TestClient) -> None:
+    made = put(client, "small", NODE | {"replicas": 2})
+    assert made.status_code == 201
+    for _ in range(200):
+        shown = client.get("/v1/model-deployments/small").json()
+        if shown["observed_generation"] == 1:
+            break
+    conditions = {one["type"]: one for one in shown["conditions"]}
+    assert (conditions["Placed"]["status"], conditions["Placed"]["reason"]) == (False, "NoNode")
+    assert "2 of 2 replicas wait: no node has joined" in conditions["Placed"]["message"]
+    assert conditions["Placed"]["fix"] == "stockade node join-token"
+    assert (conditions["Available"]["status"], shown["status"]["ready"]) == (False, 0)
+    assert client.get("/v1/model-deployments/small/logs").status_code == 404
+
+
+@pytest.mark.parametrize("body", [EXTERNAL, NODE])
+def test_what_is_shown_can_be_sent_back(client: TestClient, body: dict[str, Any]) -> None:
+    shown = put(client, "it", body).json()
+    again = put(client, "it", shown["spec"])
+    assert (again.status_code, again.json()["spec"], again.json()["generation"]) == (200, shown["spec"], 1)

@@ -194,6 +194,20 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("tenant", "name"),
     )
     op.create_table(
+        "model_replica",
+        sa.Column("tenant", sa.String(), nullable=False),
+        sa.Column("id", sa.String(), nullable=False),
+        sa.Column("v", sa.Integer(), nullable=False),
+        sa.Column("deployment", sa.String(), nullable=False),
+        sa.Column("node", sa.String(), nullable=False),
+        sa.Column("needs", sa.String(), nullable=False),
+        sa.Column("wanted", sa.Text(), nullable=False),
+        sa.Column("cpu_milli", sa.Integer(), nullable=False),
+        sa.Column("memory_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("created_ns", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("tenant", "id"),
+    )
+    op.create_table(
         "secret",
         sa.Column("tenant", sa.String(), nullable=False),
         sa.Column("name", sa.String(), nullable=False),
@@ -274,6 +288,7 @@ def downgrade() -> None:
     op.drop_table("tool")
     op.drop_table("step")
     op.drop_table("secret")
+    op.drop_table("model_replica")
     op.drop_table("model_deployment")
     op.drop_table("run_definition")
     with op.batch_alter_table("run", schema=None) as batch_op:

@@ -1,0 +1,87 @@
+"""What one node is to serve, and what it says it serves: its word is bounded and cleaned."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from dataclasses import dataclass, field
+
+import msgspec
+
+from dataplane.model_wire import (
+    LOG_TAIL_BYTES,
+    DesiredModels,
+    EngineState,
+    ModelFile,
+    ModelLog,
+    ModelReplica,
+    ModelReport,
+    ModelState,
+)
+
+STATES_MOST = 128
+FILES_MOST = 1000
+TEXT_MOST = 500
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+@dataclass(kw_only=True, eq=False)
+class ServedModels:
+    """``reserved`` is CPU (milli) and memory (bytes) of each replica, until the node says that it is gone."""
+
+    wanted: dict[str, ModelReplica] = field(default_factory=dict)
+    reserved: dict[str, tuple[int, int]] = field(default_factory=dict)
+    states: dict[str, ModelState] = field(default_factory=dict)
+    engines: dict[str, EngineState] = field(default_factory=dict)
+    files: dict[str, ModelFile] = field(default_factory=dict)
+    asked: dict[str, asyncio.Future[ModelLog]] = field(default_factory=dict)
+    """Log ends that were asked for, by replica."""
+
+    @property
+    def desired(self) -> DesiredModels:
+        """All that the node is to serve, with a revision that is the same for the same wishes."""
+        replicas = sorted(self.wanted.values(), key=lambda one: one.replica)
+        return DesiredModels(revision=hashlib.sha256(msgspec.json.encode(replicas)).hexdigest(), replicas=replicas)
+
+    def heard(self, report: ModelReport) -> list[str]:
+        """Take in what the node says; the replicas that it had and has no more, which nobody wants there."""
+        self.states = {one.replica: _cleaned(one) for one in report.states[:STATES_MOST]}
+        if report.engines is not None:
+            self.engines = {one.name: _named(one) for one in report.engines[:STATES_MOST]}
+        if report.files is not None:
+            self.files = {one.name: one for one in report.files[:FILES_MOST]}
+        if report.revision != self.desired.revision:
+            return []
+        gone = [one for one in self.reserved if one not in self.states and one not in self.wanted]
+        for replica in gone:
+            del self.reserved[replica]
+        return gone
+
+    def answer(self, report: ModelReport) -> DesiredModels | None:
+        """What the node must hear: nothing, if it follows the wishes there are."""
+        desired = self.desired
+        return None if report.revision == desired.revision else desired
+
+    def told(self, log: ModelLog) -> bool:
+        """A log's end has come; ``False`` if nobody asked."""
+        waiting = self.asked.pop(log.replica, None)
+        if waiting is None or waiting.done():
+            return False
+        waiting.set_result(ModelLog(replica=log.replica, offset=max(0, log.offset), data=log.data[-LOG_TAIL_BYTES:]))
+        return True
+
+
+def _cleaned(state: ModelState) -> ModelState:
+    state.detail = _CONTROL.sub(" ", state.detail[:TEXT_MOST])
+    for name in ("slots", "running", "waiting", "restarts", "log_bytes"):
+        setattr(state, name, max(0, min(getattr(state, name), 2**53)))
+    if state.token_usage is not None:
+        state.token_usage = min(1.0, max(0.0, state.token_usage)) if state.token_usage == state.token_usage else None
+    return state
+
+
+def _named(state: EngineState) -> EngineState:
+    state.version = _CONTROL.sub(" ", state.version[:TEXT_MOST])
+    state.absent = _CONTROL.sub(" ", state.absent[:TEXT_MOST])
+    return state
