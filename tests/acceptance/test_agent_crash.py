@@ -52,7 +52,7 @@ def script(asked: Asked) -> Say:
 
 
 def _name(asked: Asked) -> str:
-    found = _MARKER.search(str(asked.messages[0]["content"]))
+    found = _MARKER.search(" ".join(str(one["content"]) for one in asked.messages[:2]))
     assert found is not None
     return found[1]
 
