@@ -24,6 +24,7 @@ from controlplane.runs import endpoints as run_endpoints
 from controlplane.secrets import endpoints as secret_endpoints
 from controlplane.services import Services, build_services
 from controlplane.tools import endpoints as tool_endpoints
+from controlplane.tools import mcp_endpoints
 from controlplane.workflows import endpoints as workflow_endpoints
 
 _NODE_WIRE = "/node/"
@@ -50,6 +51,7 @@ def create_app(settings: Settings, services_factory: ServicesFactory = build_ser
         decision_endpoints.router,
         secret_endpoints.router,
         tool_endpoints.router,
+        mcp_endpoints.router,
         deployment_endpoints.router,
         usage_endpoints.router,
         workflow_endpoints.router,

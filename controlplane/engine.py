@@ -150,7 +150,7 @@ class Engine:
         self.controller.attempts[attempt] = (run, step)
         try:
             one = prepare(run, step, pinned, self.dispatcher.tools, time.time_ns())
-            http = await self.dispatcher.lease(run.tenant, one.call)
+            leased = await self.dispatcher.lease(run.tenant, one.call)
         except (WorkRefused, SecretUnavailable) as refused:
             # What it needs has changed while nobody looked: dispatching it anew fails it with the reason.
             why = str(refused)
@@ -161,7 +161,7 @@ class Engine:
         gpus = tuple(step.detail.get("gpus", ()))
         if one.code is not None and step.tier is not None:
             one.code.sandbox.tier, one.code.sandbox.gpus = step.tier, list(gpus)
-        assignment = one.assignment(step, attempt, step.fence, step.number, http)
+        assignment = one.assignment(step, attempt, step.fence, step.number, leased)
         demand = one.demand
         kept = node.assign(
             Reservation(

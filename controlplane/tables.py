@@ -245,6 +245,19 @@ class ToolRow(SQLModel, table=True):
     created_ns: int = Field(sa_column=_ns())
 
 
+class McpServerRow(SQLModel, table=True):
+    """A registered MCP server. ``offered`` is what a node found it to offer: read by nobody until a review."""
+
+    __tablename__ = "mcp_server"
+    tenant: str = Field(primary_key=True)
+    name: str = Field(primary_key=True)
+    digest: str
+    spec: str = Field(sa_column=_text())
+    offered: str | None = Field(default=None, sa_column=_text(True))
+    offered_ns: int | None = Field(default=None, sa_column=_ns(True))
+    created_ns: int = Field(sa_column=_ns())
+
+
 class WorkflowRow(SQLModel, table=True):
     """A published definition; ``name@version`` never changes."""
 

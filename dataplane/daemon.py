@@ -37,6 +37,7 @@ from dataplane.inputs import Inputs
 from dataplane.inventory import Inventory
 from dataplane.lanes import Lane
 from dataplane.leases import Lease
+from dataplane.mcp.calls import McpCalls
 from dataplane.models.engines import engines
 from dataplane.models.supervisor import ModelSupervisor
 from dataplane.outage import Outage
@@ -107,7 +108,8 @@ class NodeDaemon:
         self._authorize = Lane(self._control_plane.authorize)
         self._record = Lane(self._control_plane.record)
         self._spool = OutputSpool(self._control_plane, config.state_dir / "spool")
-        gateway = ToolGateway(self._control_plane, self._http, self.lease)
+        self._mcp = McpCalls(self._control_plane, drivers, roots, lookup)
+        gateway = ToolGateway(self._control_plane, self._http, self._mcp, self.lease)
         self._gateway = gateway
         self._runner = Runner(
             control_plane=self._control_plane,
@@ -154,6 +156,7 @@ class NodeDaemon:
                     self._inventory.refresh_data,
                     self._inventory.refresh_gpus,
                     self.models.serve,
+                    self._mcp.serve,
                     self._prepare_images,
                 ):
                     tasks.start_soon(serve)

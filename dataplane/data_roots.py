@@ -33,9 +33,7 @@ class DataRoots:
     def locate(self, address: str) -> Path:
         """The host path of the regular file ``NAME/REL``. Blocking. Raises ``DataRefused``."""
         name, _, rel = address.removeprefix("data://").partition("/")
-        root = self._roots.get(name)
-        if root is None:
-            raise DataRefused(f"this node exports no data root {name!r}; it exports {sorted(self._roots)}")
+        root = self.folder(name)
         parts = rel.split("/")
         if "\0" in rel or any(part in ("", ".", "..") for part in parts):
             raise DataRefused(f"data://{address} does not name a file beneath its root")
@@ -60,6 +58,13 @@ class DataRoots:
         finally:
             os.close(target)
         return root.joinpath(*parts)
+
+    def folder(self, name: str) -> Path:
+        """The root itself. Raises ``DataRefused``."""
+        root = self._roots.get(name)
+        if root is None:
+            raise DataRefused(f"this node exports no data root {name!r}; it exports {sorted(self._roots)}")
+        return root
 
     def describe(self) -> list[DataRoot]:
         """Size, count and digest of every root; at most ``FILES_MOST`` files of each are looked at. Blocking."""

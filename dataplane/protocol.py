@@ -23,7 +23,7 @@ import msgspec
 from dataplane.model_wire import DesiredModels, ModelReport
 
 VERSION = 1
-FEATURES: frozenset[str] = frozenset({"freeze", "models", "scrub", "tool_gateway"})
+FEATURES: frozenset[str] = frozenset({"freeze", "mcp", "models", "scrub", "tool_gateway"})
 """What this version can be required to do."""
 FAKE_GPU = "fake-gpu-"
 """How the id of a declared GPU begins: there is no device behind it, and no driver is asked for one."""
@@ -171,11 +171,52 @@ class BuiltinCall(Wire):
     args: dict[str, Any] = {}
 
 
+class McpProcess(Wire):
+    """How to start a stdio MCP server: ``command`` in a sandbox of its own, without network and without secrets.
+
+    ``mounts``: the name below ``/inputs`` -> the data root of this node that is there as a folder, read-only.
+    """
+
+    tier: str
+    image: str
+    command: list[str]
+    env: dict[str, str] = {}
+    mounts: dict[str, str] = {}
+    memory_bytes: int = 256 * 1024 * 1024
+
+
+class McpEndpoint(Wire):
+    """A Streamable HTTP MCP server. ``private_allowed``: the platform's own data names this host."""
+
+    url: str
+    headers: dict[str, str] = {}
+    secrets: list[SecretLease] = []
+    private_allowed: bool = False
+
+
+class McpCall(Wire):
+    """A call of one tool of an MCP server, or with no ``tool`` the listing of all; one of ``process`` and ``endpoint``.
+
+    ``server_id`` names tenant and declaration: calls with the same one may share a process. ``reviewed`` is the tool's
+    definition as it was accepted (``dataplane.tool_definitions``); a server that offers another is not called.
+    """
+
+    server: str
+    server_id: str
+    process: McpProcess | None = None
+    endpoint: McpEndpoint | None = None
+    tool: str = ""
+    args: dict[str, Any] = {}
+    reviewed: dict[str, Any] = {}
+    timeout_seconds: float = 30.0
+
+
 class Performance(Wire):
-    """What the node must do for an authorized call; exactly one of ``http`` and ``builtin`` is set."""
+    """What the node must do for an authorized call; exactly one of ``http``, ``mcp`` and ``builtin`` is set."""
 
     key: str  # idempotency key, stable across attempts
     http: HttpCall | None = None
+    mcp: McpCall | None = None
     builtin: BuiltinCall | None = None
 
 

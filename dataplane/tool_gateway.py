@@ -1,4 +1,4 @@
-"""Performs what the control plane authorized: HTTP calls and the builtins, under the node's lease."""
+"""Performs what the control plane authorized: HTTP calls, MCP calls and the builtins, under the node's lease."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataplane.backoff import insist
 from dataplane.client import ControlPlane, RequestRefused
 from dataplane.http_calls import HttpCalls, Outcome, failed
 from dataplane.leases import Lease
+from dataplane.mcp.calls import McpCalls
 from dataplane.protocol import BuiltinCall, Performance
 
 READ_BYTES_MOST = 1024 * 1024
@@ -17,9 +18,10 @@ READ_BYTES_DEFAULT = 64 * 1024
 class ToolGateway:
     """One for the node. ``perform`` waits for a held lease and is stopped and begun again if the lease lapses."""
 
-    def __init__(self, control_plane: ControlPlane, http: HttpCalls, lease: Lease) -> None:
+    def __init__(self, control_plane: ControlPlane, http: HttpCalls, mcp: McpCalls, lease: Lease) -> None:
         self._control_plane = control_plane
         self._http = http
+        self._mcp = mcp
         self._lease = lease
 
     async def perform(self, work: Performance, attempt: str, fence: int) -> Outcome:
@@ -41,8 +43,10 @@ class ToolGateway:
     async def _act(self, work: Performance, attempt: str, fence: int) -> Outcome:
         if work.http is not None:
             return await self._http.perform(work.http, work.key)
+        if work.mcp is not None:
+            return await self._mcp.perform(work.mcp, work.key, attempt, fence)
         if work.builtin is None:
-            return failed("nothing to perform: neither http nor builtin is set")
+            return failed("nothing to perform: neither http nor mcp nor builtin is set")
         try:
             return await self._builtin(work.builtin, attempt, fence)
         except RequestRefused as error:

@@ -23,11 +23,11 @@ from controlplane.runs import calls
 from controlplane.runs.controller import Controller, decision_write
 from controlplane.runs.state import RunState, StepState, error_value
 from controlplane.runs.transitions import Machine
-from controlplane.runs.work import Prepared, ToolCall, WorkRefused, prepare, starving
+from controlplane.runs.work import Leased, Prepared, ToolCall, WorkRefused, prepare, starving
 from controlplane.secrets.broker import SecretBroker, SecretUnavailable
 from controlplane.store import Write
 from controlplane.tools.registry import ToolRegistry
-from dataplane.protocol import HttpCall, SecretLease
+from dataplane.protocol import SecretLease
 from scheduler.explanation import ReasonCode
 from scheduler.planner import Placement, Plan, Waiting, plan
 
@@ -169,7 +169,7 @@ class Dispatcher:
             self._fail(run, step, denial(refused), self._log(run, step, decisions))
             return
         try:
-            http = await self.lease(run.tenant, one.call)
+            leased = await self.lease(run.tenant, one.call)
         except SecretUnavailable as missing:
             self._fail(run, step, error_value("policy_denied", str(missing)), self._log(run, step, decisions))
             return
@@ -178,14 +178,14 @@ class Dispatcher:
         if node is None or node.lost:
             self.controller.dispatch(run, [step])
         elif self._open(run, step):
-            self._assign(one, placement, node, http, decisions)
+            self._assign(one, placement, node, leased, decisions)
 
     def _assign(
         self,
         one: Prepared,
         placement: Placement,
         node: Node,
-        http: HttpCall | None,
+        leased: Leased,
         decisions: Sequence[Decision],
     ) -> None:
         run, step = one.run, one.step
@@ -207,7 +207,7 @@ class Dispatcher:
         if one.code is not None and placement.tier is not None:
             one.code.sandbox.tier, one.code.sandbox.gpus = placement.tier, gpus
         step.placement = msgspec.Raw(placement.explanation.text)
-        assignment = one.assignment(step, attempt, step.fence + 1, step.number + 1, http)
+        assignment = one.assignment(step, attempt, step.fence + 1, step.number + 1, leased)
         demand = one.demand
         node.assign(
             Reservation(
@@ -228,24 +228,26 @@ class Dispatcher:
 
         self.controller.apply(run, assigned, writes=writes, done=done)
 
-    async def lease(self, tenant: str, call: ToolCall | None) -> HttpCall | None:
-        """The request with its secrets in it, for the node's memory only. Raises: SecretUnavailable."""
-        if call is None or call.http is None:
+    async def lease(self, tenant: str, call: ToolCall | None) -> Leased:
+        """What the call sends with its secrets in it, for the node's memory only. Raises: SecretUnavailable."""
+        if call is None:
             return None
-        http = call.http
-        bindings = call.tool.http.secrets if call.tool.http is not None else []
-        http.secrets = []
-        for binding in bindings:
+        mcp = None if call.order is None else call.order.call
+        request = call.http or (None if mcp is None else mcp.endpoint)
+        if request is None:
+            return mcp
+        request.secrets = []
+        for binding in call.bindings:
             value = await self.broker.lease(tenant, binding.name)
-            http.secrets.append(
+            request.secrets.append(
                 SecretLease(name=binding.name, header=binding.header, format=binding.format, value=value)
             )
         destination = next(
             (question.input["destination"] for question in call.questions if "destination" in question.input), None
         )
         if destination is not None:
-            http.private_allowed = f"{destination['host']}:{destination['port']}" in self.private_hosts
-        return http
+            request.private_allowed = f"{destination['host']}:{destination['port']}" in self.private_hosts
+        return call.http or mcp
 
     def _log(self, run: RunState, step: StepState, decisions: Sequence[Decision]) -> list[Write]:
         now_ns = time.time_ns()

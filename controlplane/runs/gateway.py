@@ -141,7 +141,7 @@ class Gateway:
             await self._controller.applied(run, lambda m: m.event("call.refused", step, shown), writes)
             return AuthorizeAnswer(call=request.call, error=error)
         try:
-            http = await self._dispatcher.lease(run.tenant, call)
+            leased = await self._dispatcher.lease(run.tenant, call)
         except SecretUnavailable as missing:
             if self._may_call(node, request):
                 await self._controller.applied(run, lambda machine: None, _log(run, step, decisions))
@@ -151,7 +151,7 @@ class Gateway:
         writes = _log(run, step, decisions)
         writes.append(calls.authorized(run, step, call, request.attempt, request.call, decisions[0].id))
         await self._controller.applied(run, lambda machine: None, writes)
-        return AuthorizeAnswer(call=request.call, allow=True, perform=call.performance(http))
+        return AuthorizeAnswer(call=request.call, allow=True, perform=call.performance(leased))
 
     async def record(self, node: str, results: list[CallResult]) -> list[Ack]:
         """One ack a result, in order; each is durable when it is acknowledged."""

@@ -14,6 +14,7 @@ from controlplane.tools.registry import Tool
 from controlplane.workflows.expressions import Template
 from controlplane.workflows.spec import Verb
 
+_FROM_OUTSIDE = frozenset({"artifact.read", "mcp.list"})
 _ORDER = ("trusted", "user", "untrusted")
 
 
@@ -53,7 +54,7 @@ def _of_name(frame: Frame, name: str) -> dict[str, Any]:
 
 def of_result(tool: Tool | None) -> dict[str, Any]:
     """What a tool's answer is worth: what came from outside, or from a file that a guest wrote, is untrusted."""
-    if tool is None or (tool.kind == "builtin" and tool.builtin_name != "artifact.read"):
+    if tool is None or (tool.kind == "builtin" and tool.builtin_name not in _FROM_OUTSIDE):
         return {"integrity": "trusted"}
     return {"integrity": "untrusted", "sources": [tool.name]}
 

@@ -84,9 +84,7 @@ def data_question(run: RunState, step: str, uri: str, purpose: str, now_ns: int)
 
 def _critical(tool: Tool, args: Mapping[str, Any]) -> list[str]:
     """Arguments that untrusted content may not decide: those the tool names, or all of one that has an effect."""
-    if tool.http is None or tool.effect == "none":
-        return []
-    return sorted(args if tool.http.critical_args is None else tool.http.critical_args)
+    return sorted(args if tool.critical_args is None else tool.critical_args)
 
 
 def tool_questions(
@@ -101,9 +99,16 @@ def tool_questions(
     tier: str | None,
     secrets: Iterable[str],
     destination: Mapping[str, Any] | None,
+    attaches: Iterable[str],
+    roots: Iterable[str],
+    asks_as: str,
     now_ns: int,
 ) -> list[Question]:
-    """``runtime.tool``, and for an HTTP tool ``runtime.egress`` and one ``runtime.secret`` per secret it attaches."""
+    """``runtime.tool``; for one with a destination ``runtime.egress``, and ``runtime.secret`` for each it ``attaches``.
+
+    ``roots`` are data roots that its MCP server mounts: ``runtime.data`` for each. ``asks_as`` names the tool to egress
+    and secret rules.
+    """
     who = _of_run(run, step, now_ns)
     named = sorted(secrets)
     described = {
@@ -128,7 +133,7 @@ def tool_questions(
         there = dict(destination)
         hosts = {"declared_hosts": [there["host"]]}
         questions.append(
-            Question(entry=EntryPoint.EGRESS, input={**who, "destination": there, "tool": tool.name, **hosts})
+            Question(entry=EntryPoint.EGRESS, input={**who, "destination": there, "tool": asks_as, **hosts})
         )
         questions += [
             Question(
@@ -136,11 +141,11 @@ def tool_questions(
                 input={
                     **who,
                     "secret": secret,
-                    "tool": tool.name,
+                    "tool": asks_as,
                     "destination": there,
                     "step_secrets": named,
                 },
             )
-            for secret in (binding.name for binding in (tool.http.secrets if tool.http else ()))
+            for secret in attaches
         ]
-    return questions
+    return [*questions, *(data_question(run, step, f"data://{root}", "mount", now_ns) for root in roots)]

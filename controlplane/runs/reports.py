@@ -5,6 +5,7 @@ Everything in a report is hostile input except the attempt and fence it came wit
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ from controlplane.runs.controller import Controller
 from controlplane.runs.state import RunState, StepState, error_value
 from controlplane.runs.transitions import Machine
 from controlplane.store import Write, canonical
+from controlplane.tools.mcp_calls import LISTING
 from controlplane.tools.registry import ToolRegistry, check_output
 from dataplane.protocol import Ack, Report
 
@@ -24,6 +26,7 @@ PLATFORM_DELAY_MOST = 30.0
 PLATFORM_FAILURES_MOST = 30
 """A quarter of an hour of attempts: what fails that often will not mend itself."""
 _SOURCE_LINE = re.compile(r'File "step\.py", line (\d{1,6})')
+_REASON = re.compile(r"[a-z_]{1,64}\Z")
 TOOL_ERRORS = frozenset({"tool", "timeout", "rate_limited", "schema"})
 Answer = Callable[[Ack], None]
 
@@ -86,6 +89,11 @@ def _tool(
         if problems:
             message = f"{name} answered with something else than it declares: {problems[0].message}"
             error = error_value("schema", message)
+    if error is None and name == LISTING and state is not None:
+        try:
+            writes += tools.servers.listed(run.tenant, json.loads(state.args)["server"], report.result)
+        except ValueError as wrong:
+            error = error_value("schema", str(wrong))
     if state is not None:
         writes.append(calls.recorded(run, step, state, error is None, report.result if error is None else error))
     step.labels = labels.of_step(step)
@@ -135,6 +143,8 @@ def tool_error(error: dict[str, Any]) -> dict[str, Any]:
     value = error_value(kind if kind in TOOL_ERRORS else "tool", message, retryable=bool(error.get("retryable")))
     if isinstance(error.get("status"), int):
         value["status"] = error["status"]
+    if isinstance(error.get("reason"), str) and _REASON.match(error["reason"]):
+        value["reason"] = error["reason"]
     return value
 
 

@@ -214,11 +214,9 @@ class RunService:
                     replace(one, pointer=f"{step.pointer}/args{one.pointer}") for one in check_args(tool, args)[:10]
                 ]
             if name is not None and tool is None:
-                hint = f"register it: stockade tool add {name} SPEC.json"
+                message, hint = self.tools.missing(tenant, name)
                 where = f"{step.pointer}/tool"
-                problems.append(
-                    Problem(pointer=where, message=f"there is no tool {name!r}", hint=hint, type="unknown_tool")
-                )
+                problems.append(Problem(pointer=where, message=message, hint=hint, type="unknown_tool"))
             problems += self._missing_grants(tenant, step)
             for index, secret in enumerate(step.spec.secrets or ()):
                 if secret not in known:
@@ -234,16 +232,13 @@ class RunService:
     def _missing_grants(self, tenant: str, step: CompiledStep) -> list[Problem]:
         """Tools that an agent is given by name and nobody made: its model would be told nothing of them."""
         agent = step.spec.agent
-        return [
-            Problem(
-                pointer=f"{step.pointer}/agent/tools/{index}",
-                message=f"there is no tool {name!r}",
-                hint=f"register it: stockade tool add {name} SPEC.json",
-                type="unknown_tool",
-            )
-            for index, name in enumerate((agent.tools if agent is not None else None) or ())
-            if not name.endswith(".*") and self.tools.get(tenant, name) is None
-        ]
+        problems = []
+        for index, name in enumerate((agent.tools if agent is not None else None) or ()):
+            if not name.endswith(".*") and self.tools.get(tenant, name) is None:
+                message, hint = self.tools.missing(tenant, name)
+                where = f"{step.pointer}/agent/tools/{index}"
+                problems.append(Problem(pointer=where, message=message, hint=hint, type="unknown_tool"))
+        return problems
 
     def _pin(self, tenant: str, compiled: CompiledWorkflow) -> dict[str, str]:
         return {tool.name: tool.digest for tool in self.tools.list(tenant) if match(compiled.uses_tools, tool.name)}

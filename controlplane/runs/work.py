@@ -12,13 +12,24 @@ from controlplane.authorization.values import Question
 from controlplane.runs import labels, questions
 from controlplane.runs.state import RunState, StepState, error_value
 from controlplane.store import canonical
-from controlplane.tools.registry import Tool, ToolRegistry, check_args, resolve_http
+from controlplane.tools.mcp_calls import LISTING, McpOrder, ServerRefused, order
+from controlplane.tools.registry import Tool, ToolRegistry, check_args, match, resolve_http
 from controlplane.tools.requests import ArgumentsRefused
+from controlplane.tools.spec import SecretBinding
 from controlplane.workflows.addresses import refuse_address
 from controlplane.workflows.compiled import CompiledStep
 from controlplane.workflows.expressions import ExpressionFailed
 from controlplane.workflows.spec import Verb
-from dataplane.protocol import Assignment, BuiltinCall, CodeWork, HttpCall, InputGrant, Performance, SandboxRequest
+from dataplane.protocol import (
+    Assignment,
+    BuiltinCall,
+    CodeWork,
+    HttpCall,
+    InputGrant,
+    McpCall,
+    Performance,
+    SandboxRequest,
+)
 from scheduler.demand import SHELL_TIERS, DataNeed, Demand
 
 STARVING_NS = 5_000_000_000
@@ -32,6 +43,10 @@ class WorkRefused(Exception):
         self.error = error
 
 
+Leased = HttpCall | McpCall | None
+"""What a node sends for a call, secrets included; ``None`` for a builtin."""
+
+
 @dataclass(kw_only=True)
 class ToolCall:
     """One call, ready to be authorized: what it is and what performing it would take (secrets are added later)."""
@@ -41,12 +56,21 @@ class ToolCall:
     key: str
     labels: dict[str, Any]
     http: HttpCall | None
+    order: McpOrder | None
     questions: list[Question]
 
-    def performance(self, http: HttpCall | None) -> Performance:
-        """The order to the node."""
-        builtin = None if http is not None else BuiltinCall(name=self.tool.builtin_name, args=self.args)
-        return Performance(key=self.key, http=http, builtin=builtin)
+    @property
+    def bindings(self) -> list[SecretBinding]:
+        """The secrets that its requests carry."""
+        return _bindings(self.tool, self.order)
+
+    def performance(self, leased: Leased) -> Performance:
+        """The order to the node; ``leased`` is what it sends, with its secrets in it."""
+        if isinstance(leased, HttpCall):
+            return Performance(key=self.key, http=leased)
+        if isinstance(leased, McpCall):
+            return Performance(key=self.key, mcp=leased)
+        return Performance(key=self.key, builtin=BuiltinCall(name=self.tool.builtin_name, args=self.args))
 
 
 @dataclass(kw_only=True)
@@ -61,8 +85,9 @@ class Prepared:
     code: CodeWork | None = None
     wall_seconds: float = 60.0
 
-    def assignment(self, step: StepState, attempt: str, fence: int, number: int, http: HttpCall | None) -> Assignment:
-        """The order to a node for one attempt; ``http`` is the request with its secrets in it."""
+    def assignment(self, step: StepState, attempt: str, fence: int, number: int, leased: Leased) -> Assignment:
+        """The order to a node for one attempt; ``leased`` is what its call sends, with its secrets in it."""
+        requires = ["freeze", "tool_gateway"] if self.code is not None else []
         return Assignment(
             attempt=attempt,
             fence=fence,
@@ -71,8 +96,8 @@ class Prepared:
             number=number,
             wall_seconds=self.wall_seconds,
             code=self.code,
-            call=self.call.performance(http) if self.call is not None else None,
-            requires=["freeze", "tool_gateway"] if self.code is not None else [],
+            call=self.call.performance(leased) if self.call is not None else None,
+            requires=["mcp"] if isinstance(leased, McpCall) else requires,
         )
 
 
@@ -91,7 +116,7 @@ def prepare(run: RunState, step: StepState, pinned: Mapping[str, str], tools: To
     try:
         if step.spec.verb is Verb.TOOL:
             return _prepare_tool(run, step, pinned, tools, now_ns)
-        return _prepare_code(run, step, now_ns)
+        return _prepare_code(run, step, tools, now_ns)
     except ExpressionFailed as failed:
         raise WorkRefused(error_value("schema", str(failed))) from failed
 
@@ -125,6 +150,14 @@ def _prepare_tool(
     if call.http is not None:
         call.http.timeout_seconds = min(call.http.timeout_seconds, wall)
     demand = _demand(run, step, now_ns, ())
+    if call.order is not None:
+        # The time of its first start is the platform's, so the server's own limit is the inner one.
+        call.order.call.timeout_seconds = min(call.order.call.timeout_seconds, wall)
+        if (process := call.order.call.process) is not None:
+            needs = tuple(DataNeed(key=f"data://{root}", pinned=True) for root in call.order.roots)
+            demand = replace(
+                demand, tier=process.tier, image=process.image, inputs=needs, memory_bytes=process.memory_bytes
+            )
     return Prepared(run=run, step=step, demand=demand, questions=call.questions, call=call, wall_seconds=wall)
 
 
@@ -146,8 +179,7 @@ def tool_call(
     """A call of a registered, unchanged tool with fitting arguments. Raises: WorkRefused."""
     tool = tools.get(run.tenant, name)
     if tool is None:
-        fix = f"register it: stockade tool add {name} SPEC.json"
-        raise WorkRefused(error_value("tool", f"there is no tool {name!r}; {fix}"))
+        raise WorkRefused(error_value("tool", "; ".join(tools.missing(run.tenant, name))))
     if pinned.get(name, tool.digest) != tool.digest:
         message = f"the tool {name!r} has changed since this run was admitted; submit the workflow again"
         raise WorkRefused(error_value("policy_denied", message))
@@ -162,6 +194,9 @@ def tool_call(
         except ArgumentsRefused as refused:
             raise WorkRefused(error_value("schema", f"arguments of {name}: {refused}")) from refused
         destination = where.to_json()
+    mcp = _mcp_order(run, tool, args, tools)
+    if mcp is not None and mcp.destination is not None:
+        destination = mcp.destination.to_json()
     key = own_key or call_key(run.id, step.path, name, canonical(args), occurrence)
     asked = questions.tool_questions(
         run,
@@ -174,12 +209,41 @@ def tool_call(
         tier=step.tier,
         secrets=step.spec.spec.secrets or (),
         destination=destination,
+        attaches=[binding.name for binding in _bindings(tool, mcp)],
+        roots=() if mcp is None else mcp.roots,
+        asks_as=name if mcp is None else mcp.asks_as,
         now_ns=now_ns,
     )
-    return ToolCall(tool=tool, args=args, key=key, labels=arg_labels, http=http, questions=asked)
+    return ToolCall(tool=tool, args=args, key=key, labels=arg_labels, http=http, order=mcp, questions=asked)
 
 
-def _prepare_code(run: RunState, step: StepState, now_ns: int) -> Prepared:
+def _bindings(tool: Tool, mcp: McpOrder | None) -> list[SecretBinding]:
+    if mcp is not None:
+        return mcp.server.spec.secrets
+    return tool.http.secrets if tool.http is not None else []
+
+
+def _mcp_order(run: RunState, tool: Tool, args: dict[str, Any], tools: ToolRegistry) -> McpOrder | None:
+    """What a call of an MCP server is. Raises: WorkRefused."""
+    try:
+        if tool.mcp is not None:
+            return order(tools.servers.get(run.tenant, tool.mcp.server), tool.mcp.server, tool.mcp, args)
+        if tool.name == LISTING:
+            return order(tools.servers.get(run.tenant, args["server"]), args["server"], None, {})
+    except ServerRefused as refused:
+        raise WorkRefused(error_value("policy_denied", str(refused))) from refused
+    return None
+
+
+def _server_roots(run: RunState, granted: list[str], tools: ToolRegistry) -> list[DataNeed]:
+    """Data that the MCP servers of these tools mount: a guest's calls are made by the node the guest is on."""
+    servers = {tool.mcp.server for tool in tools.list(run.tenant) if tool.mcp is not None and match(granted, tool.name)}
+    found = [tools.servers.get(run.tenant, name) for name in sorted(servers)]
+    addresses = [at for one in found if one and one.spec.process for at in one.spec.process.mounts.values()]
+    return [DataNeed(key=address, pinned=True) for address in addresses]
+
+
+def _prepare_code(run: RunState, step: StepState, tools: ToolRegistry, now_ns: int) -> Prepared:
     spec, scope = step.spec, step.frame.scope
     code = spec.spec.code
     assert code is not None  # noqa: S101 - the verb is code
@@ -207,6 +271,7 @@ def _prepare_code(run: RunState, step: StepState, now_ns: int) -> Prepared:
         inputs=inputs,
         tools=list(code.tools or ()),
     )
+    needs = tuple(dict.fromkeys([*needs, *_server_roots(run, work.tools, tools)]))
     demand = _demand(run, step, now_ns, needs)
     return Prepared(run=run, step=step, demand=demand, questions=asked, code=work, wall_seconds=wall)
 

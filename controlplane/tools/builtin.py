@@ -31,6 +31,18 @@ BUILTIN: dict[str, dict[str, Any]] = {
             "required": ["text", "truncated"],
         },
     },
+    "builtin.mcp.list": {
+        "kind": "builtin",
+        "description": "Asks a registered MCP server for its tools and keeps the answer for `stockade tool review`.",
+        "effect": "none",
+        "input": {
+            "type": "object",
+            "properties": {"server": {"type": "string", "pattern": "^[a-z][a-z0-9_-]{0,62}$"}},
+            "required": ["server"],
+            "additionalProperties": False,
+        },
+        "output": {"type": "object"},
+    },
     # Stageable: nothing outside the platform sees a new artifact until something refers to it.
     "builtin.artifact.write": {
         "kind": "builtin",

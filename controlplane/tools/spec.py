@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from string import Formatter
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -23,11 +24,20 @@ ArgumentName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]
 Effect = Literal["none", "stageable", "immediate"]
 
 
-class _Sent(BaseModel):
+class Sent(BaseModel):
+    """What users send: nothing unknown, nothing changed later."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class HttpSpec(_Sent):
+def private_headers(names: Iterable[str]) -> None:
+    """Raises ``ValueError`` for a header that only the platform may set."""
+    for header in names:
+        if header.lower() in _FORBIDDEN_HEADERS:
+            raise ValueError(f"the header {header} is the platform's to set")
+
+
+class HttpSpec(Sent):
     """How arguments become a request. Those in ``url`` and ``query`` go there; the rest are the JSON body."""
 
     method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
@@ -57,9 +67,7 @@ class HttpSpec(_Sent):
         for name in self.path_arguments():
             if not _ARGUMENT.match(name):
                 raise ValueError(f"{{{name}}} is not a placeholder: write {{argument}}")
-        for header in self.headers:
-            if header.lower() in _FORBIDDEN_HEADERS:
-                raise ValueError(f"the header {header} is the platform's to set")
+        private_headers(self.headers)
         return self
 
     def path_arguments(self) -> list[str]:
@@ -74,7 +82,7 @@ class HttpSpec(_Sent):
         return names
 
 
-class SecretBinding(_Sent):
+class SecretBinding(Sent):
     """The header a secret's value is put into, on the node, after policy allowed it."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_.-]*$", max_length=64)]
@@ -85,12 +93,11 @@ class SecretBinding(_Sent):
     def _one_place(self) -> Self:
         if self.format.count("{}") != 1 or self.format.count("{") != 1 or self.format.count("}") != 1:
             raise ValueError("format has exactly one {} for the value")
-        if self.header.lower() in _FORBIDDEN_HEADERS:
-            raise ValueError(f"the header {self.header} is the platform's to set")
+        private_headers([self.header])
         return self
 
 
-class ToolSpec(_Sent):
+class ToolSpec(Sent):
     """What ``PUT /v1/tools/{name}`` takes."""
 
     kind: Literal["http"] = "http"

@@ -68,7 +68,7 @@ def connect() -> Client:
 
 def execute(arguments: Sequence[str]) -> int:
     """Run one command line; every failure becomes four lines and an exit code."""
-    from stockade.cli import run_commands, server_commands  # noqa: F401  (they add their commands to the tree)
+    from stockade.cli import run_commands, server_commands, tool_commands  # noqa: F401  (they add their commands)
 
     try:
         result: Any = typer.main.get_command(app)(list(arguments), prog_name="stockade", standalone_mode=False)

@@ -12,7 +12,7 @@ from typing import Any
 from stockade.cli import contexts, inputs
 from stockade.cli.exits import Exit, Refusal, sent
 from stockade.cli.output import Format, age, say, show_list, show_table, show_value, size
-from stockade.client import Client
+from stockade.client import Client, Tool
 
 _TOOL_NAME = re.compile(r"[a-z][a-z0-9_-]*(\.[A-Za-z][A-Za-z0-9_-]*)+\Z")
 Columns = list[tuple[str, Any]]
@@ -76,8 +76,8 @@ def secrets(client: Client, form: Format) -> None:
     show_list(client.secrets(), form, columns)
 
 
-def add_tool(client: Client, file: Path, name: str | None) -> None:
-    """Register the tool a file declares; ``name`` where the file has none."""
+def add_tool(client: Client, file: Path, name: str | None) -> int:
+    """Register the tool or the MCP server that a file declares; ``name`` where the file has none."""
     declared = inputs.workflow(str(file))
     if not isinstance(declared, dict):
         raise Refusal(Exit.USAGE, "not a tool file", where=str(file), fix='{"kind": "http", …}; see docs/workflow.md')
@@ -88,23 +88,37 @@ def add_tool(client: Client, file: Path, name: str | None) -> None:
     if name is not None and own not in (None, name):
         why = f"the file says {own!r}, the command says {name!r}"
         raise Refusal(Exit.USAGE, "which name?", where=str(file), why=why, fix=f"stockade tool add {file}")
+    if declared.get("kind") == "mcp":
+        from stockade.cli import mcp_tools
+
+        return mcp_tools.add(client, wanted, declared, str(file))
     if not _TOOL_NAME.match(wanted):
         why = "a tool is named server.tool: letters, digits, - and _, the first a small letter, and a dot between"
         raise Refusal(Exit.USAGE, "not a tool's name", where=f"{file} {wanted!r}", why=why, fix='"name": "web.search"')
     with sent(str(file)):
         made = client.put_tool(wanted, declared)
     say(f"{made.name} {made.digest}")
+    return int(Exit.OK)
 
 
 def tools(client: Client, form: Format) -> None:
-    """List tools."""
+    """List tools, also those of MCP servers that nothing may call yet."""
+    offered = {one.name: one for server in client.mcp_servers() for one in server.tools}
+    known = client.tools()
+    unreviewed = [
+        Tool(name=one.name, kind="mcp", description=str((one.definition or {}).get("description") or ""))
+        for one in offered.values()
+        if one.state == "unreviewed"
+    ]
     columns: Columns = [
         ("TOOL", lambda one: one.name),
         ("KIND", lambda one: one.kind),
-        ("EFFECT", lambda one: one.effect),
-        ("DESCRIPTION", lambda one: one.description),
+        ("EFFECT", lambda one: one.effect or "-"),
+        ("STATE", lambda one: offered[one.name].state if one.name in offered else "-"),
+        ("DESCRIPTION", lambda one: " ".join(one.description.split())[:100]),
     ]
-    show_list(client.tools(), form, columns, [("DIGEST", lambda one: one.digest)])
+    shown = sorted([*known, *unreviewed], key=lambda one: one.name)
+    show_list(shown, form, columns, [("DIGEST", lambda one: one.digest or "-")])
 
 
 def add_workflow(client: Client, file: Path) -> None:

@@ -1,4 +1,4 @@
-"""Commands about the system: up, doctor, node, policy, secret, tool, workflow, artifact, image, context."""
+"""Commands about the system: up, doctor, node, policy, secret, workflow, artifact, image, context."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from stockade.cli.app import (
     node_app,
     policy_app,
     secret_app,
-    tool_app,
     workflow_app,
 )
 from stockade.cli.output import Format
@@ -245,35 +244,6 @@ def secret_rm(name: str) -> None:
     """Forget a secret."""
     with connect() as client:
         client.delete_secret(name)
-
-
-@tool_app.command("add")
-def tool_add(
-    first: Annotated[str, typer.Argument(metavar="[NAME]", help="where the file has no name")],
-    second: Annotated[str | None, typer.Argument(metavar="FILE")] = None,
-) -> None:
-    """Register a tool from a JSON file: {"name": "server.tool", "kind": "http", …}."""
-    from stockade.cli import resources
-
-    file, name = (first, None) if second is None else (second, first)
-    with connect() as client:
-        resources.add_tool(client, existing_file(Path(file)), name)
-
-
-@tool_app.command("ls")
-def tool_ls(output: Output = Format.TABLE) -> None:
-    """Registered and built-in tools."""
-    from stockade.cli import resources
-
-    with connect() as client:
-        resources.tools(client, output)
-
-
-@tool_app.command("rm")
-def tool_rm(name: str) -> None:
-    """Forget a tool."""
-    with connect() as client:
-        client.delete_tool(name)
 
 
 @workflow_app.command("add")

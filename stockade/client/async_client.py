@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Self, TypeVar
 
 import anyio
@@ -19,6 +19,7 @@ from stockade.client.models import (
     Decision,
     Event,
     JoinToken,
+    McpServer,
     Node,
     Run,
     Secret,
@@ -165,6 +166,26 @@ class AsyncClient:
     async def delete_tool(self, name: str) -> None:
         """Forget a tool."""
         return await self._send(calls.delete_tool(name))
+
+    async def put_mcp_server(self, name: str, spec: Mapping[str, Any]) -> McpServer:
+        """Declare an MCP server. Its tools count once a node has listed them and a person has reviewed them."""
+        return await self._send(calls.put_mcp_server(name, spec))
+
+    async def mcp_servers(self) -> list[McpServer]:
+        """Declared MCP servers, with the tools they offer and the state of each."""
+        return await self._all(calls.mcp_servers)
+
+    async def mcp_server(self, name: str) -> McpServer:
+        """One of them."""
+        return await self._send(calls.mcp_server(name))
+
+    async def review_mcp_server(self, name: str, tools: Sequence[Mapping[str, Any]]) -> McpServer:
+        """Accept tools, each ``{"name", "digest", "effect", "critical_args"}``. For a person, scope ``tool``."""
+        return await self._send(calls.review_mcp_server(name, tools, _key()))
+
+    async def delete_mcp_server(self, name: str) -> None:
+        """Forget an MCP server and its tools."""
+        return await self._send(calls.delete_mcp_server(name))
 
     async def publish(self, definition: Mapping[str, Any]) -> Workflow:
         """Store a definition under its ``name@version``, which never changes."""

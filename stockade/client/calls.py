@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
@@ -14,6 +14,7 @@ from stockade.client.models import (
     Decision,
     Event,
     JoinToken,
+    McpServer,
     Node,
     Run,
     Secret,
@@ -206,6 +207,28 @@ def tools(cursor: str | None) -> Call[Page[Tool]]:
 
 def delete_tool(name: str) -> Call[None]:
     return Call(method="DELETE", path=f"/v1/tools/{part(name)}", read=nothing)
+
+
+def put_mcp_server(name: str, spec: Mapping[str, Any]) -> Call[McpServer]:
+    return Call(method="PUT", path=f"/v1/mcp-servers/{part(name)}", content=encoded(dict(spec)), read=one(McpServer))
+
+
+def mcp_servers(cursor: str | None) -> Call[Page[McpServer]]:
+    return Call(method="GET", path="/v1/mcp-servers", query=known(cursor=cursor), read=many(McpServer))
+
+
+def mcp_server(name: str) -> Call[McpServer]:
+    return Call(method="GET", path=f"/v1/mcp-servers/{part(name)}", read=one(McpServer))
+
+
+def review_mcp_server(name: str, tools: Sequence[Mapping[str, Any]], key: str) -> Call[McpServer]:
+    body = encoded({"tools": [dict(tool) for tool in tools]})
+    path = f"/v1/mcp-servers/{part(name)}:review"
+    return Call(method="POST", path=path, content=body, read=one(McpServer), idempotency_key=key)
+
+
+def delete_mcp_server(name: str) -> Call[None]:
+    return Call(method="DELETE", path=f"/v1/mcp-servers/{part(name)}", read=nothing)
 
 
 def publish(definition: Mapping[str, Any], key: str) -> Call[Workflow]:

@@ -52,6 +52,7 @@ class RunError(Answer):
     retryable: bool = False
     cause: Any = None
     path: str | None = None
+    reason: str | None = None
 
 
 class WorkflowRef(Answer):
@@ -261,6 +262,36 @@ class Tool(Answer):
     description: str = ""
     effect: str = ""
     input: Any = None
+    secrets: list[dict[str, Any]] = []
+
+
+class McpTool(Answer):
+    """One tool an MCP server offers. ``state``: ``unreviewed``, ``reviewed``, ``changed`` or ``missing``.
+
+    ``definition`` is what the server says of it, which nobody need believe; ``reviewed`` what was accepted.
+    """
+
+    name: str
+    tool: str
+    state: str
+    digest: str | None = None
+    definition: dict[str, Any] | None = None
+    reviewed: dict[str, Any] | None = None
+    difference: str = ""
+
+
+class McpServer(Answer):
+    """A registered MCP server; ``listed_at`` is when a node last asked it for its tools."""
+
+    name: str
+    digest: str = ""
+    process: dict[str, Any] | None = None
+    endpoint: dict[str, Any] | None = None
+    secrets: list[dict[str, Any]] = []
+    created_at: datetime | None = None
+    listed_at: datetime | None = None
+    tools: list[McpTool] = []
+    left_out: list[dict[str, str]] = []
 
 
 class Workflow(Answer):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self, TypeVar
 
 import httpx2
@@ -19,6 +19,7 @@ from stockade.client.models import (
     Decision,
     Event,
     JoinToken,
+    McpServer,
     Node,
     Run,
     Secret,
@@ -165,6 +166,26 @@ class Client:
     def delete_tool(self, name: str) -> None:
         """Forget a tool."""
         return self._send(calls.delete_tool(name))
+
+    def put_mcp_server(self, name: str, spec: Mapping[str, Any]) -> McpServer:
+        """Declare an MCP server. Its tools count once a node has listed them and a person has reviewed them."""
+        return self._send(calls.put_mcp_server(name, spec))
+
+    def mcp_servers(self) -> list[McpServer]:
+        """Declared MCP servers, with the tools they offer and the state of each."""
+        return self._all(calls.mcp_servers)
+
+    def mcp_server(self, name: str) -> McpServer:
+        """One of them."""
+        return self._send(calls.mcp_server(name))
+
+    def review_mcp_server(self, name: str, tools: Sequence[Mapping[str, Any]]) -> McpServer:
+        """Accept tools, each ``{"name", "digest", "effect", "critical_args"}``. For a person, scope ``tool``."""
+        return self._send(calls.review_mcp_server(name, tools, _key()))
+
+    def delete_mcp_server(self, name: str) -> None:
+        """Forget an MCP server and its tools."""
+        return self._send(calls.delete_mcp_server(name))
 
     def publish(self, definition: Mapping[str, Any]) -> Workflow:
         """Store a definition under its ``name@version``, which never changes."""

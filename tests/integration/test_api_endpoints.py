@@ -273,7 +273,13 @@ def test_tools_are_pinned_by_digest(client: TestClient) -> None:
     second = client.put("/v1/tools/tickets.open", json=TOOL | {"description": "Other."}).json()
     assert first.json()["digest"] != second["digest"]
     names = [tool["name"] for tool in client.get("/v1/tools").json()["data"]]
-    assert names == ["builtin.artifact.read", "builtin.artifact.write", "builtin.noop", "tickets.open"]
+    assert names == [
+        "builtin.artifact.read",
+        "builtin.artifact.write",
+        "builtin.mcp.list",
+        "builtin.noop",
+        "tickets.open",
+    ]
     problem(client.put("/v1/tools/builtin.noop", json=TOOL), 422, "invalid-tool")
     problem(client.put("/v1/tools/tickets.open", json=TOOL | {"input": {"type": "no"}}), 422, "invalid-tool")
     assert client.delete("/v1/tools/tickets.open").status_code == 204

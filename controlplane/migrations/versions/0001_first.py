@@ -256,6 +256,17 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("tenant", "name"),
     )
     op.create_table(
+        "mcp_server",
+        sa.Column("tenant", sa.String(), nullable=False),
+        sa.Column("name", sa.String(), nullable=False),
+        sa.Column("digest", sa.String(), nullable=False),
+        sa.Column("spec", sa.Text(), nullable=False),
+        sa.Column("offered", sa.Text(), nullable=True),
+        sa.Column("offered_ns", sa.BigInteger(), nullable=True),
+        sa.Column("created_ns", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("tenant", "name"),
+    )
+    op.create_table(
         "workflow",
         sa.Column("tenant", sa.String(), nullable=False),
         sa.Column("name", sa.String(), nullable=False),
@@ -286,6 +297,7 @@ def downgrade() -> None:
     op.drop_table("model_usage")
     op.drop_table("workflow")
     op.drop_table("tool")
+    op.drop_table("mcp_server")
     op.drop_table("step")
     op.drop_table("secret")
     op.drop_table("model_replica")

@@ -20,10 +20,16 @@ refusals contains reason if some reason in data.tenant.secret.deny
 
 named if input.secret in input.step_secrets
 
-# tenants.T.secrets: {secret: {tool: [hosts]}}
+# tenants.T.secrets: {secret: {tool or pattern: [hosts]}}
 bound if {
 	t := data.tenants[input.tenant]
 	hosts := t.secrets[input.secret][input.tool]
+	grants.lists(hosts, input.destination.host)
+} else if {
+	t := data.tenants[input.tenant]
+	some pattern, hosts in t.secrets[input.secret]
+	contains(pattern, "*")
+	glob.match(pattern, ["."], input.tool)
 	grants.lists(hosts, input.destination.host)
 }
 

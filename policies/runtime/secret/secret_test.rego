@@ -69,3 +69,12 @@ test_a_tenant_rule_narrows if {
 	not answer.allow
 	denial in answer.reasons
 }
+
+test_bound_to_every_tool_of_a_server if {
+	patterns := {"key": {"weather.*": ["api.example.com"]}}
+	secret.decision.allow with input as good with data.tenants.default.secrets as patterns
+	asked := object.union(good, {"tool": "mail.send"})
+	not secret.decision.allow with input as asked with data.tenants.default.secrets as patterns
+	elsewhere := object.union(good, {"destination": object.union(to, {"host": "evil.example.com"})})
+	not secret.decision.allow with input as elsewhere with data.tenants.default.secrets as patterns
+}

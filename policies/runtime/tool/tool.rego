@@ -33,7 +33,7 @@ tenant_grants if {
 	t.builtins[input.tool.name]
 } else if {
 	t := data.tenants[input.tenant]
-	input.tool.kind == "http"
+	input.tool.kind in {"http", "mcp"}
 	grants.names(t.tools, input.tool.name)
 }
 

@@ -60,6 +60,12 @@ test_an_http_tool_is_no_builtin_by_name if {
 	not tool.decision.allow with input as asked with data.tenants.default.tools as {}
 }
 
+test_an_mcp_tool_needs_a_grant_of_the_tenant if {
+	asked := object.union(good, {"tool": object.union(mail, {"kind": "mcp"})})
+	tool.decision.allow with input as asked with data.tenants.default.tools as {"mail.*": true}
+	not tool.decision.allow with input as asked with data.tenants.default.tools as {"time.*": true}
+}
+
 test_untrusted_recipient_is_denied if {
 	asked := {"tool": mail, "args": {"to": {"value": "a@b", "labels": {"integrity": "untrusted"}}}}
 	codes(object.union(good, asked)) == {"untrusted_critical_argument"}
