@@ -28,9 +28,8 @@ from tests.scripted_model import NAME, Asked, Say, ScriptedModel
 
 LEASE_SECONDS = 3.0
 TURNS = 5
-TRIALS = 3
-LONG_TRIALS = 50
-KILLS = 3
+TRIALS, KILLS = 2, 3
+LONG_TRIALS, LONG_KILLS = 50, 1
 ANSWER_SECONDS = 0.03
 """How long the scripted model takes: a kill can come while it answers."""
 _MARKER = re.compile(r"marker (\S+)")
@@ -118,14 +117,14 @@ class Trial:
             assert any(one <= span[1] and two >= span[0] for span in self.outages), f"{path}: again without a kill"
 
 
-def trial(cluster: Cluster, service: CallService, server: ScriptedModel, seed: int) -> Trial:
+def trial(cluster: Cluster, service: CallService, server: ScriptedModel, seed: int, kills: int) -> Trial:
     """One run, killed at seeded moments: control plane and node in turns, or both at once."""
     chance = random.Random(seed)  # noqa: S311 - a seed, not a secret
     with cluster.client() as client:
         name = f"t{seed}"
         one = Trial(name=name, run=client.submit(workflow(name)).id)
-    for _ in range(KILLS):
-        time.sleep(chance.uniform(0.1, 1.2))
+    for _ in range(kills):
+        time.sleep(chance.uniform(0.1, 2.5 / kills))
         down = time.time()
         victim = chance.choice(["control", "node", "both"])
         if victim != "control":
@@ -146,7 +145,7 @@ def trial(cluster: Cluster, service: CallService, server: ScriptedModel, seed: i
     return one
 
 
-def trials(tmp_path: Path, image_cache: Path, count: int) -> None:
+def trials(tmp_path: Path, image_cache: Path, count: int, kills: int) -> None:
     """So many, against one cluster."""
     with CallService() as service, ScriptedModel(script) as server:
         variables = settings(tmp_path / "policy", [service.authority, server.authority])
@@ -160,11 +159,11 @@ def trials(tmp_path: Path, image_cache: Path, count: int) -> None:
                 # It has an effect: what was recorded is answered from the journal also when its program runs again.
                 tool = {**service.tool(), "effect": "immediate", "critical_args": []}
                 client.put_tool("count.ok", tool)
-            done = [trial(cluster, service, server, seed) for seed in range(count)]
+            done = [trial(cluster, service, server, seed, kills) for seed in range(count)]
     seen = {
         "trials": len(done),
         "agents": 2 * len(done),
-        "kills": KILLS * len(done),
+        "kills": kills * len(done),
         "recorded_turns_repeated": 0,
         "recorded_calls_repeated": 0,
         "repeated_in_flight": dict(sum((one.again for one in done), Counter())),
@@ -177,9 +176,9 @@ def trials(tmp_path: Path, image_cache: Path, count: int) -> None:
 
 
 def test_killed_agents_go_on_in_mid_conversation(tmp_path: Path, image_cache: Path) -> None:
-    trials(tmp_path, image_cache, TRIALS)
+    trials(tmp_path, image_cache, TRIALS, KILLS)
 
 
 @pytest.mark.long
 def test_agents_killed_in_fifty_runs(tmp_path: Path, image_cache: Path) -> None:
-    trials(tmp_path, image_cache, LONG_TRIALS)
+    trials(tmp_path, image_cache, LONG_TRIALS, LONG_KILLS)

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 
 from stockade.client import Client, Run
 from tests.acceptance.cluster import REPOSITORY, Cluster, wait_for
+from tests.scripted_model import NAME, Asked, Say, ScriptedModel
 
 EXAMPLES = REPOSITORY / "examples"
 RUN_SECONDS = 90.0
@@ -119,3 +121,51 @@ def test_trace_analysis_computes_statistics_and_draws_a_plot(
     plot = next(one for one in client.artifacts(run.id) if one.name.endswith(".png"))
     content = client.artifact_content(plot.id)
     assert content.startswith(b"\x89PNG\r\n\x1a\n") and struct.unpack(">II", content[16:24]) == (960, 420)
+
+
+def log_agent(tmp_path: Path, image_cache: Path, *arguments: str, **variables: str) -> str:
+    """What the demonstration printed; it ended well."""
+    images = tmp_path / "cache" / "stockade" / "images"
+    images.parent.mkdir(parents=True)
+    images.symlink_to(image_cache)
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("STOCKADE_", "OPENAI_", "XDG_"))}
+    own = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, str(EXAMPLES / "log-agent" / "demo.py"), *arguments]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**kept, **own, **variables}, capture_output=True, text=True,
+        timeout=PREPARE_SECONDS, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_log_agent_answers_from_what_its_programs_computed(tmp_path: Path, image_cache: Path) -> None:
+    rows = [line.split(",") for line in (EXAMPLES / "log-agent" / "trace.csv").read_text().splitlines()[1:]]
+    per_minute = Counter(row[0][11:16] for row in rows)
+    context = sorted(int(row[1]) for row in rows)
+    said = log_agent(tmp_path, image_cache)
+    assert "this is a recording, not a model" in said
+    figures = dict(line.split() for line in said.splitlines() if line.startswith("  ") and len(line.split()) == 2)
+    assert figures["requests"] == str(len(rows))
+    assert figures["busiest_minute_requests"] == str(max(per_minute.values()))
+    assert figures["context_p50"] == str(context[len(rows) // 2])
+    # Its second program fails, as models' do, and it goes on.
+    assert "No module named 'pandas'" in said and "report.md (art_" in said
+
+
+def test_log_agent_asks_any_model_with_a_key_that_is_shown_nowhere(tmp_path: Path, image_cache: Path) -> None:
+    code = {"code": "sum(1 for _ in open('/inputs/trace')) - 1"}
+
+    def script(asked: Asked) -> Say:
+        if asked.turn == 0:
+            return Say(calls=(("run_python", code),))
+        result = int(asked.messages[-1]["content"])
+        return Say(text=json.dumps({"answer": f"There are {result}.", "figures": {"requests": result}}))
+
+    with ScriptedModel(script) as server:
+        variables = {"OPENAI_BASE_URL": server.url, "OPENAI_MODEL": NAME, "OPENAI_API_KEY": "sk-canary-41"}
+        said = log_agent(tmp_path, image_cache, "How many requests are there?", **variables)
+    assert "There are 600." in said
+    assert all(one.headers["Authorization"] == "Bearer sk-canary-41" for one in server.asked())
+    assert "How many requests are there?" in server.asked()[0].messages[1]["content"]
+    assert "canary-41" not in said
