@@ -32,6 +32,7 @@ from controlplane.nodes.inventory import Inventory, Node, Reservation
 from controlplane.placement.dispatcher import Dispatcher
 from controlplane.runs import recovery
 from controlplane.runs.controller import Controller
+from controlplane.runs.flows import FlowRecords
 from controlplane.runs.gateway import Gateway
 from controlplane.runs.hub import Hub
 from controlplane.runs.journal import Journal
@@ -64,6 +65,7 @@ class Engine:
     controller: Controller
     dispatcher: Dispatcher
     gateway: Gateway
+    flows: FlowRecords
     service: RunService
     deployments: Deployments
     inference: LocalGateway
@@ -262,6 +264,7 @@ async def engine(
         controller=controller,
         dispatcher=dispatcher,
         gateway=Gateway(controller, dispatcher),
+        flows=FlowRecords(controller),
         service=RunService(controller, enforcer, tools, inventory, hub, broker),
         deployments=deployments,
         inference=inference,

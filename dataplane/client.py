@@ -20,6 +20,7 @@ from dataplane.protocol import (
     AuthorizeAnswer,
     AuthorizeRequest,
     CallResult,
+    FlowRecord,
     OutputChunk,
     PullRequest,
     PullResponse,
@@ -62,6 +63,8 @@ class ControlPlane(Protocol):
     async def authorize(self, requests: list[AuthorizeRequest]) -> list[AuthorizeAnswer]: ...
 
     async def record(self, results: list[CallResult]) -> list[Ack]: ...
+
+    async def flows(self, records: list[FlowRecord]) -> list[Ack]: ...
 
     async def output(self, chunks: list[OutputChunk]) -> list[Ack]: ...
 
@@ -108,6 +111,9 @@ class HttpControlPlane:
 
     async def record(self, results: list[CallResult]) -> list[Ack]:
         return _same_length(results, await self._post("/results", results, _acks))
+
+    async def flows(self, records: list[FlowRecord]) -> list[Ack]:
+        return _same_length(records, await self._post("/flows", records, _acks))
 
     async def output(self, chunks: list[OutputChunk]) -> list[Ack]:
         return _same_length(chunks, await self._post("/output", chunks, _acks))

@@ -30,6 +30,8 @@ from dataplane.config import NodeConfig, keep_secret, stable_identity
 from dataplane.custody import Custody
 from dataplane.data_roots import DataRoots
 from dataplane.egress import Lookup, system_lookup
+from dataplane.forwarder.flow_log import FlowLog
+from dataplane.forwarder.forwarder import Forwarder
 from dataplane.guest_calls import GuestCalls
 from dataplane.health import HEARD
 from dataplane.http_calls import HttpCalls
@@ -58,7 +60,7 @@ from dataplane.runner import Runner
 from dataplane.tool_gateway import ToolGateway
 from sandboxes.driver import Driver
 from sandboxes.errors import DriverFailed
-from sandboxes.execution import ToolHandler
+from sandboxes.execution import ConnectionHandler, ToolHandler
 from sandboxes.spec import Tier
 
 PARK_SECONDS = 20.0
@@ -110,6 +112,8 @@ class NodeDaemon:
         self._spool = OutputSpool(self._control_plane, config.state_dir / "spool")
         self._mcp = McpCalls(self._control_plane, drivers, roots, lookup)
         gateway = ToolGateway(self._control_plane, self._http, self._mcp, self.lease)
+        self._flows = FlowLog(self._control_plane.flows)
+        self._lookup = lookup
         self._gateway = gateway
         self._runner = Runner(
             control_plane=self._control_plane,
@@ -119,6 +123,8 @@ class NodeDaemon:
             spool=self._spool,
             lease=self.lease,
             guest_calls=self._guest_calls,
+            forwarder=self._forwarder,
+            flows=self._flows,
         )
         self._tasks: anyio.abc.TaskGroup | None = None
 
@@ -153,6 +159,7 @@ class NodeDaemon:
                     self._authorize.serve,
                     self._record.serve,
                     self._spool.serve,
+                    self._flows.serve,
                     self._inventory.refresh_data,
                     self._inventory.refresh_gpus,
                     self.models.serve,
@@ -377,6 +384,9 @@ class NodeDaemon:
             record=self._record,
             superseded=lambda old: self._end(old, "cancelled", "superseded by a newer fence"),
         )
+
+    def _forwarder(self, attempt: Attempt) -> ConnectionHandler:
+        return Forwarder(attempt, lease=self.lease, flows=self._flows, lookup=self._lookup)
 
     # --- in the background
 

@@ -4,6 +4,7 @@
     POST /node/v1/pull       PullRequest         -> PullResponse      (long poll; heartbeat and reports ride on it)
     POST /node/v1/authorize  [AuthorizeRequest]  -> [AuthorizeAnswer]
     POST /node/v1/results    [CallResult]        -> [Ack]
+    POST /node/v1/flows      [FlowRecord]        -> [Ack]
     POST /node/v1/output     [OutputChunk]       -> [Ack]
     POST /node/v1/model-logs [ModelLog]          -> [Ack]
     PUT  /node/v1/artifacts?attempt=&fence=&name=&media_type=   bytes -> ArtifactRef
@@ -23,7 +24,7 @@ import msgspec
 from dataplane.model_wire import DesiredModels, ModelReport
 
 VERSION = 1
-FEATURES: frozenset[str] = frozenset({"freeze", "mcp", "models", "scrub", "tool_gateway"})
+FEATURES: frozenset[str] = frozenset({"egress", "freeze", "mcp", "models", "scrub", "tool_gateway"})
 """What this version can be required to do."""
 FAKE_GPU = "fake-gpu-"
 """How the id of a declared GPU begins: there is no device behind it, and no driver is asked for one."""
@@ -134,6 +135,17 @@ class InputGrant(Wire):
     data: str | None = None  # "NAME/REL"
 
 
+class NetworkHost(Wire):
+    """One host and port that code may reach through the node's forwarder, for as long as this attempt and the node's
+    lease last. ``decision`` allowed it; ``private_allowed``: the platform's own data names it.
+    """
+
+    host: str
+    port: int
+    decision: str
+    private_allowed: bool = False
+
+
 class CodeWork(Wire):
     language: Literal["python", "shell"]
     source: str
@@ -142,6 +154,7 @@ class CodeWork(Wire):
     args: list[Any] = []
     inputs: list[InputGrant] = []
     tools: list[str] = []
+    network: list[NetworkHost] = []
 
 
 class SecretLease(Wire):
@@ -356,6 +369,27 @@ class CallResult(Wire):
     value: Any = None
     error: dict[str, Any] | None = None
     artifacts: list[ArtifactRef] = []
+
+
+class FlowRecord(Wire):
+    """One connection that code made or tried: ``number`` counts those of the attempt from 1, in no order.
+
+    ``ended`` is empty where the two sides ended it, else the forwarder's code for why it did. ``host`` is the guest's
+    word, empty if it named none; ``address`` what was connected to.
+    """
+
+    attempt: str
+    fence: int
+    number: int
+    host: str = ""
+    port: int = 0
+    method: str = ""
+    address: str = ""
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    seconds: float = 0.0
+    ended: str = ""
+    decision: str = ""
 
 
 class OutputChunk(Wire):

@@ -24,6 +24,7 @@ from dataplane.protocol import (
     AuthorizeAnswer,
     AuthorizeRequest,
     CallResult,
+    FlowRecord,
     OutputChunk,
     PullRequest,
     PullResponse,
@@ -101,6 +102,9 @@ class Registration(ControlPlane):
 
     async def record(self, results: list[CallResult]) -> list[Ack]:
         return await self._call(lambda: self._inner.record(results))
+
+    async def flows(self, records: list[FlowRecord]) -> list[Ack]:
+        return await self._call(lambda: self._inner.flows(records))
 
     async def output(self, chunks: list[OutputChunk]) -> list[Ack]:
         return await self._call(lambda: self._inner.output(chunks))

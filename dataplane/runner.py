@@ -22,6 +22,7 @@ from dataplane.artifact_cache import FetchFailed
 from dataplane.attempts import Attempt
 from dataplane.backoff import insist
 from dataplane.client import ControlPlane, ControlPlaneUnavailable, RequestRefused
+from dataplane.forwarder.flow_log import FlowLog
 from dataplane.inputs import InputRefused, Inputs
 from dataplane.leases import Lease
 from dataplane.output_spool import OutputSpool
@@ -30,7 +31,18 @@ from dataplane.sendable import Unsendable, encoded, plain
 from dataplane.tool_gateway import ToolGateway
 from sandboxes.driver import Driver, Feature, Sandbox
 from sandboxes.errors import DriverFailed
-from sandboxes.execution import Command, Event, Exited, ExitReason, Progress, Stderr, Stdout, ToolHandler
+from sandboxes.execution import (
+    Command,
+    ConnectionHandler,
+    Event,
+    Exited,
+    ExitReason,
+    Progress,
+    Stderr,
+    Stdout,
+    ToolHandler,
+    no_connections,
+)
 from sandboxes.spec import Limits, Mount, SandboxSpec, Tier
 from sandboxes.strict_json import SMALL_BYTES
 
@@ -59,6 +71,8 @@ class Runner:
         spool: OutputSpool,
         lease: Lease,
         guest_calls: Callable[[Attempt], ToolHandler],
+        forwarder: Callable[[Attempt], ConnectionHandler],
+        flows: FlowLog,
     ) -> None:
         self._control_plane = control_plane
         self._drivers = drivers
@@ -67,6 +81,8 @@ class Runner:
         self._spool = spool
         self._lease = lease
         self._guest_calls = guest_calls
+        self._forwarder = forwarder
+        self._flows = flows
 
     async def run(self, attempt: Attempt) -> Report:
         """What became of it. ``attempt.ending`` overrides what the sandbox said."""
@@ -104,6 +120,8 @@ class Runner:
         elif attempt.ending is not None:
             _platform(report, attempt.ending, attempt.why)
         report.wall_seconds = report.wall_seconds or self._lease.clock() - started
+        if assignment.code is not None and assignment.code.network:
+            await self._flows.flushed(assignment.attempt, assignment.fence, FLUSH_SECONDS)
         if assignment.code is not None and (report.stdout_bytes or report.stderr_bytes):
             await self._spool.flushed(assignment.attempt, assignment.fence, FLUSH_SECONDS)
         return report
@@ -160,8 +178,10 @@ class Runner:
         )
         stdout, stderr = bytearray(), bytearray()
         exited: Exited | None = None
+        tools = self._guest_calls(attempt)
+        connections = self._forwarder(attempt) if work.network else no_connections
         try:
-            async with aclosing(_events(sandbox, command, self._guest_calls(attempt))) as events:
+            async with aclosing(_events(sandbox, command, tools, connections)) as events:
                 async for event in events:
                     match event:
                         case Stdout(data=data):
@@ -246,9 +266,11 @@ class Runner:
             raise
 
 
-async def _events(sandbox: Sandbox, command: Command, tools: ToolHandler) -> AsyncGenerator[Event, None]:
+async def _events(
+    sandbox: Sandbox, command: Command, tools: ToolHandler, connections: ConnectionHandler
+) -> AsyncGenerator[Event, None]:
     """The port promises an iterator; closing it early is what kills the guest, so close it where it can be closed."""
-    events = sandbox.execute(command, tools)
+    events = sandbox.execute(command, tools, connections)
     try:
         async for event in events:
             yield event
@@ -270,6 +292,8 @@ def _spec(attempt: Attempt, work: CodeWork, mounts: list[Mount]) -> SandboxSpec:
         image=work.sandbox.image,
         limits=Limits(memory_bytes=work.sandbox.memory_bytes, wall_seconds=wall, cpu=work.sandbox.cpu_milli / 1000),
         mounts=tuple(mounts),
+        network=bool(work.network),
+        gpus=tuple(work.sandbox.gpus),
     )
 
 

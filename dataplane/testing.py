@@ -25,6 +25,7 @@ from dataplane.protocol import (
     AuthorizeRequest,
     CallResult,
     Directive,
+    FlowRecord,
     Heartbeat,
     OutputChunk,
     PullRequest,
@@ -56,6 +57,7 @@ class ControlPlaneDouble:
         self.deliveries: list[Report] = []
         self.reports: dict[str, Report] = {}
         self.results: list[CallResult] = []
+        self.flows: list[FlowRecord] = []
         self.asked: list[AuthorizeRequest] = []
         self.chunks: dict[tuple[str, str, int], OutputChunk] = {}
         self.artifacts: dict[str, tuple[ArtifactRef, bytes]] = {}
@@ -112,6 +114,7 @@ class ControlPlaneDouble:
                 web.post("/node/v1/pull", self._pull),
                 web.post("/node/v1/authorize", self._authorize),
                 web.post("/node/v1/results", self._results),
+                web.post("/node/v1/flows", self._flows),
                 web.post("/node/v1/output", self._output),
                 web.put("/node/v1/artifacts", self._upload),
                 web.get("/node/v1/artifacts/{id}", self._download),
@@ -207,6 +210,11 @@ class ControlPlaneDouble:
         results = msgspec.json.decode(await request.read(), type=list[CallResult])
         self.results.extend(results)
         return _json([Ack(ok=one.attempt not in self.stale, stale=one.attempt in self.stale) for one in results])
+
+    async def _flows(self, request: web.Request) -> web.Response:
+        records = msgspec.json.decode(await request.read(), type=list[FlowRecord])
+        self.flows.extend(records)
+        return _json([Ack(ok=one.attempt not in self.stale, stale=one.attempt in self.stale) for one in records])
 
     async def _output(self, request: web.Request) -> web.Response:
         chunks = msgspec.json.decode(await request.read(), type=list[OutputChunk])

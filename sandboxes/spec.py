@@ -7,7 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 
 MIB = 1024 * 1024
-FAKE_GPU = "fake"
+FAKE_GPU = "fake-gpu-"
 """How the id of a GPU begins that somebody declared and nobody has."""
 
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 AUTO_TIERS = ("wasm", "jail")
+"""What ``tier="auto"`` chooses from on each node, cheapest first."""
 SHELL_TIERS = ("jail", "container")
 """Those with a shell inside."""
-"""What ``tier="auto"`` chooses from on each node, cheapest first."""
+NETWORK_TIERS = ("jail", "container")
+"""Those whose guests have sockets, so that a network can be granted to them."""
 
 NO_LABELS: Mapping[str, str] = MappingProxyType({})
 

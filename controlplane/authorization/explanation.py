@@ -59,7 +59,7 @@ def _asked(decision: Mapping[str, Any]) -> str:
         "workflow": f"{workflow.get('name', '?')}@{workflow.get('version', '?')}",
         "uri": given.get("uri", "?"),
         "purpose": given.get("purpose", "?"),
-        "tool": tool.get("name", "?") if isinstance(tool, Mapping) else tool,
+        "tool": tool.get("name", "?") if isinstance(tool, Mapping) else tool or "the step's code",
         "args": ", ".join(given.get("args") or {}) or "no arguments",
         "via": {"step": "the workflow's own step", "agent": "an agent's model", "guest": "code in a sandbox"}.get(
             given.get("via", ""), "?"

@@ -19,7 +19,8 @@ from controlplane.authorization.shapes import Shape
 
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:,]|[^\s{}\[\]:,"]+')
 
-_PATTERNED = ("tools", "data", "egress", "models")
+_PATTERNED = ("tools", "data", "egress", "network", "models")
+_BY_PORT = ("egress", "network")
 
 Pointer = tuple[str | int, ...]
 
@@ -74,7 +75,7 @@ def idle(directory: Path, own: Mapping[str, Any], merged: Mapping[str, Any]) -> 
 
 
 def _covers(pattern: str, name: str, table: str) -> bool:
-    if pattern == "*" and table != "egress":
+    if pattern == "*" and table not in _BY_PORT:
         return True
     if "*" not in pattern or "*" in name:
         return False
@@ -109,9 +110,9 @@ def _findings(data: dict[str, Any]) -> Iterator[tuple[Pointer, str]]:
 
 
 def _wanted(where: Pointer, shape: Shape) -> str:
-    if len(where) == 4 and where[2] == "egress":
+    if len(where) == 4 and where[2] in _BY_PORT:
         return "true, false or a list of ports from 1 to 65535, such as [443]"
-    if len(where) == 5 and where[2] == "egress":
+    if len(where) == 5 and where[2] in _BY_PORT:
         return "a port, a number from 1 to 65535"
     if len(where) > 2 and where[2] == "caps":
         return "a number of at least 0" + (" without a fraction" if where[-1] == "steps" else "")

@@ -38,6 +38,7 @@ from dataplane.protocol import (
     AuthorizeRequest,
     CallResult,
     Directive,
+    FlowRecord,
     Heartbeat,
     OutputChunk,
     PullRequest,
@@ -64,6 +65,7 @@ def routes() -> list[Route]:
         Route("/node/v1/pull", pull, methods=["POST"]),
         Route("/node/v1/authorize", authorize, methods=["POST"]),
         Route("/node/v1/results", results, methods=["POST"]),
+        Route("/node/v1/flows", flows, methods=["POST"]),
         Route("/node/v1/output", output, methods=["POST"]),
         Route("/node/v1/model-logs", model_logs, methods=["POST"]),
         Route("/node/v1/artifacts", upload, methods=["PUT"]),
@@ -300,6 +302,14 @@ async def results(request: Request) -> Response:
     node = _node(request, engine)
     outcomes = await _body(request, list[CallResult])
     return _json(await engine.gateway.record(node.id, outcomes[:BATCH_MOST]))
+
+
+async def flows(request: Request) -> Response:
+    """Connections of guests; durable when acknowledged."""
+    _services, engine = _parts(request)
+    node = _node(request, engine)
+    records = await _body(request, list[FlowRecord])
+    return _json(await engine.flows.record(node.id, records[:BATCH_MOST]))
 
 
 async def output(request: Request) -> Response:

@@ -173,6 +173,7 @@ class Dispatcher:
         except SecretUnavailable as missing:
             self._fail(run, step, error_value("policy_denied", str(missing)), self._log(run, step, decisions))
             return
+        one.grant_network(decisions, self.private_hosts)
         # Looked up after the last await: the node may have gone or registered anew since the plan.
         node = self.inventory.nodes.get(placement.node)
         if node is None or node.lost:

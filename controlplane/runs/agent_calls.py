@@ -21,7 +21,7 @@ def turn_call(run: RunState, step: StepState, tools: Sequence[Tool], now_ns: int
     assert owner is not None  # noqa: S101 - a turn belongs to an agent
     agent, fields, scope = agent_of(owner.spec), owner.spec.fields, owner.frame.scope
     # A repair is about form: the server holds it, which most do only where no functions are offered.
-    offered = [] if owner.detail.get("repairing") else functions(agent, tools)
+    offered = [] if owner.detail.get("repairing") else functions(agent, tools, owner.spec.sandbox.network)
     told = [fields["instructions"].render(scope)] if "instructions" in fields else []
     if agent.output is not None and offered:
         told.append(f"When you are done, answer with JSON only, by this JSON Schema:\n{json.dumps(agent.output)}")

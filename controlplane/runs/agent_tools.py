@@ -33,8 +33,8 @@ def granted(agent: Agent, registry: ToolRegistry, tenant: str, pinned: Mapping[s
     return [tool for tool in registry.list(tenant) if match(wanted, tool.name) and pinned.get(tool.name) == tool.digest]
 
 
-def functions(agent: Agent, tools: Sequence[Tool]) -> list[dict[str, Any]]:
-    """The functions as OpenAI's ``tools`` of a request."""
+def functions(agent: Agent, tools: Sequence[Tool], network: Sequence[tuple[str, int]] = ()) -> list[dict[str, Any]]:
+    """The functions as OpenAI's ``tools`` of a request. ``network``: what code may reach by itself."""
     if agent.code:
         parameters = {
             "type": "object",
@@ -42,7 +42,7 @@ def functions(agent: Agent, tools: Sequence[Tool]) -> list[dict[str, Any]]:
             "required": ["code"],
             "additionalProperties": False,
         }
-        return [_function(RUN_PYTHON, _described_code(agent, tools), parameters)]
+        return [_function(RUN_PYTHON, _described_code(agent, tools, network), parameters)]
     names = function_names(tools)
     return [
         _function(function, tool.description[:_DESCRIPTION_MOST], tool.spec.get("input", {"type": "object"}))
@@ -133,9 +133,12 @@ def _function(name: str, description: str, parameters: Mapping[str, Any]) -> dic
     return {"type": "function", "function": about}
 
 
-def _described_code(agent: Agent, tools: Sequence[Tool]) -> str:
+def _described_code(agent: Agent, tools: Sequence[Tool], network: Sequence[tuple[str, int]]) -> str:
+    reached = "there is no network"
+    if network:
+        reached = f"its HTTP proxy reaches {', '.join(f'{host}:{port}' for host, port in network)} and nothing else"
     lines = [
-        "Runs Python 3 in a new sandbox: nothing is kept between calls, there is no network, and only the standard "
+        f"Runs Python 3 in a new sandbox: nothing is kept between calls, {reached}, and only the standard "
         "library. You get the value of the last expression, and what was printed.",
     ]
     if agent.inputs:

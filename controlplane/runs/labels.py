@@ -75,4 +75,6 @@ def of_step(step: StepState) -> dict[str, Any]:
         labels = join(labels, *(below.labels for below in frame.steps.values()))
     if step.spec.verb is Verb.CODE and "inputs" in step.spec.fields:
         labels = join(labels, {"integrity": "untrusted", "sources": ["data"]})
+    if step.spec.sandbox.network and step.spec.verb is Verb.CODE:
+        labels = join(labels, {"integrity": "untrusted", "sources": ["network"]})
     return labels

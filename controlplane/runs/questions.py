@@ -82,6 +82,25 @@ def data_question(run: RunState, step: str, uri: str, purpose: str, now_ns: int)
     )
 
 
+def network_questions(run: RunState, step: str, hosts: Iterable[tuple[str, int]], now_ns: int) -> list[Question]:
+    """``runtime.egress`` for each host and port that code asks to reach by itself: no tool stands between."""
+    who = _of_run(run, step, now_ns)
+    wanted = list(hosts)
+    declared = sorted({host for host, _port in wanted})
+    return [
+        Question(
+            entry=EntryPoint.EGRESS,
+            input={
+                **who,
+                "destination": {"scheme": "any", "host": host, "port": port, "method": "*", "path": "*"},
+                "tool": None,
+                "declared_hosts": declared,
+            },
+        )
+        for host, port in wanted
+    ]
+
+
 def _critical(tool: Tool, args: Mapping[str, Any]) -> list[str]:
     """Arguments that untrusted content may not decide: those the tool names, or all of one that has an effect."""
     return sorted(args if tool.critical_args is None else tool.critical_args)

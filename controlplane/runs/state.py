@@ -72,6 +72,8 @@ class StepState:
     unplaced_ns: int | None = None
     # Calls of this process' time that were refused: asking again and again must not fill the journal.
     refused_calls: int = 0
+    # Records of flows of the current attempt that are stored, as (attempt, number), in this process' time.
+    flows: set[tuple[str, int]] = field(default_factory=set)
     # Control verbs: the frames below, by index (-1: the only one), and for a map what it iterates over.
     frames: dict[int, Frame] = field(default_factory=dict)
     items: list[Any] = field(default_factory=list)

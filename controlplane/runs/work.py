@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import unquote
 
-from controlplane.authorization.values import Question
+from controlplane.authorization.values import Decision, EntryPoint, Question
 from controlplane.runs import labels, questions
 from controlplane.runs.state import RunState, StepState, error_value
 from controlplane.store import canonical
@@ -27,10 +27,11 @@ from dataplane.protocol import (
     HttpCall,
     InputGrant,
     McpCall,
+    NetworkHost,
     Performance,
     SandboxRequest,
 )
-from scheduler.demand import SHELL_TIERS, DataNeed, Demand
+from scheduler.demand import NETWORK_TIERS, SHELL_TIERS, DataNeed, Demand
 
 STARVING_NS = 5_000_000_000
 
@@ -87,7 +88,6 @@ class Prepared:
 
     def assignment(self, step: StepState, attempt: str, fence: int, number: int, leased: Leased) -> Assignment:
         """The order to a node for one attempt; ``leased`` is what its call sends, with its secrets in it."""
-        requires = ["freeze", "tool_gateway"] if self.code is not None else []
         return Assignment(
             attempt=attempt,
             fence=fence,
@@ -97,8 +97,29 @@ class Prepared:
             wall_seconds=self.wall_seconds,
             code=self.code,
             call=self.call.performance(leased) if self.call is not None else None,
-            requires=["mcp"] if isinstance(leased, McpCall) else requires,
+            requires=["mcp"] if isinstance(leased, McpCall) else self._requires(),
         )
+
+    def _requires(self) -> list[str]:
+        """What the node must be able to do, or it refuses the assignment."""
+        if self.code is None:
+            return []
+        return ["freeze", "tool_gateway", *(["egress"] if self.code.network else [])]
+
+    def grant_network(self, decisions: Sequence[Decision], private_hosts: Collection[str]) -> None:
+        """Let the code reach what was asked about and allowed. ``decisions`` answer ``questions``, in order."""
+        if self.code is None:
+            return
+        self.code.network = [
+            NetworkHost(
+                host=to["host"],
+                port=to["port"],
+                decision=decision.id,
+                private_allowed=f"{to['host']}:{to['port']}" in private_hosts,
+            )
+            for question, decision in zip(self.questions, decisions, strict=True)
+            if question.entry is EntryPoint.EGRESS and decision.allow and (to := question.input["destination"])
+        ]
 
 
 def call_key(run: str, path: str, tool: str, args: str, occurrence: int) -> str:
@@ -272,6 +293,7 @@ def _prepare_code(run: RunState, step: StepState, tools: ToolRegistry, now_ns: i
         tools=list(code.tools or ()),
     )
     needs = tuple(dict.fromkeys([*needs, *_server_roots(run, work.tools, tools)]))
+    asked += questions.network_questions(run, step.path, spec.sandbox.network, now_ns)
     demand = _demand(run, step, now_ns, needs)
     return Prepared(run=run, step=step, demand=demand, questions=asked, code=work, wall_seconds=wall)
 
@@ -295,8 +317,16 @@ def demand_of(spec: CompiledStep, inputs: tuple[DataNeed, ...], near: tuple[str,
         labels=wanted.labels,
         inputs=inputs,
         near=near,
-        tiers_allowed=SHELL_TIERS if code is not None and code.shell is not None else (),
+        tiers_allowed=_tiers(spec),
     )
+
+
+def _tiers(spec: CompiledStep) -> tuple[str, ...]:
+    """The tiers that can serve the step; empty if any can."""
+    code = spec.spec.code
+    if code is not None and code.shell is not None:
+        return SHELL_TIERS
+    return NETWORK_TIERS if spec.sandbox.network else ()
 
 
 def _inputs(

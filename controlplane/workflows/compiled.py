@@ -28,12 +28,13 @@ class Retry:
 
 @dataclass(frozen=True, kw_only=True)
 class SandboxRequest:
-    """The walls of a code step, resolved."""
+    """The walls of a code step, resolved. ``network``: hosts and ports that its code asks to reach."""
 
     tier: Literal["auto", "wasm", "jail", "container"] = "auto"
     image: str = "python"
     memory_bytes: int = 512 * MIB
     wall_seconds: float = 60.0
+    network: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -136,6 +136,8 @@ class _Compiler:
             fields.problem(
                 "wasm has no shell", "use the tier jail, container or auto, or write python", "sandbox", "tier"
             )
+        if sandbox.network and sandbox.tier == "wasm":
+            fields.problem("wasm has no sockets", "use the tier jail, container or auto", "sandbox", "tier")
         body, otherwise = self._children(step, verb, pointer, names, taken)
         near = [step.near] if isinstance(step.near, str) else step.near or []
         return CompiledStep(

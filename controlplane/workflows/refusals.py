@@ -17,10 +17,10 @@ _MODELS: Mapping[str, type[BaseModel]] = {
     "agent": spec.Agent,
     "budget": spec.AgentBudget,
     "retry": spec.RetrySpec, "sandbox": spec.SandboxSettings, "resources": spec.ResourceSettings,
-    "defaults": spec.Defaults,
+    "defaults": spec.Defaults, "network": spec.NetworkHost,
 }  # fmt: skip
 
-_SANDBOX = "a sandbox has tier, image, memory and wall in this release"
+_SANDBOX = "a sandbox has tier, image, memory, wall and network in this release"
 NOT_YET: Mapping[str, Mapping[str, str]] = {
     "step": {
         "flow": "copy the steps of the sub-workflow here",
@@ -44,7 +44,11 @@ NOT_YET: Mapping[str, Mapping[str, str]] = {
     ),
     "wait": {"event": "wait for a duration or until an instant"},
     "defaults": {"secrets": "name secrets on each step"},
-    "sandbox": dict.fromkeys(("session", "checkpoint", "network", "egress", "gpu", "template", "snapshot"), _SANDBOX),
+    "sandbox": {
+        **dict.fromkeys(("session", "checkpoint", "gpu", "template", "snapshot"), _SANDBOX),
+        "egress": "name the hosts in `network`",
+    },
+    "network": dict.fromkeys(("methods", "paths", "path", "bytes"), "grant whole hosts: name host and ports"),
 }  # fmt: skip
 _TIERS_NOT_YET = ("gvisor", "microvm")
 
@@ -123,6 +127,8 @@ def _context(location: tuple[int | str, ...]) -> tuple[str, type[BaseModel] | No
     if isinstance(parent, int):
         if location[-3] == "messages":
             return "a message", spec.Message
+        if location[-3] == "network":
+            return "network", spec.NetworkHost
         return "step", spec.Step
     return str(parent), _MODELS.get(str(parent))
 

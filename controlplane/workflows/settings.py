@@ -71,6 +71,7 @@ def sandbox_of(step: Step) -> SandboxRequest:
         image=given.image or standard.image,
         memory_bytes=given.memory or standard.memory_bytes,
         wall_seconds=given.wall or standard.wall_seconds,
+        network=tuple(dict.fromkeys((one.host, port) for one in given.network or () for port in one.ports)),
     )
 
 

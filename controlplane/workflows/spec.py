@@ -21,6 +21,8 @@ TOOL_PATTERN = r"^[a-z][a-z0-9_-]*(\.[A-Za-z][A-Za-z0-9_-]*)+$"
 TOOL_GRANT_PATTERN = r"^[a-z][a-z0-9_-]*(\.[A-Za-z][A-Za-z0-9_-]*)*\.([A-Za-z][A-Za-z0-9_-]*|\*)$"
 MODEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$"
 INPUT_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+_HOST_LABEL = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+HOST_PATTERN = rf"^{_HOST_LABEL}(\.{_HOST_LABEL})*$"
 FUNCTION_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
 
 
@@ -55,6 +57,8 @@ InputName = Annotated[str, StringConstraints(pattern=INPUT_NAME_PATTERN, max_len
 ModelName = Annotated[str, StringConstraints(pattern=MODEL_PATTERN, max_length=128)]
 ModelNames = ModelName | Annotated[list[ModelName], Field(min_length=1, max_length=8)]
 Label = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$", max_length=64)]
+HostName = Annotated[str, StringConstraints(pattern=HOST_PATTERN, max_length=253)]
+Port = Annotated[int, Field(ge=1, le=65535)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 
 DURATION_SCHEMA: dict[str, Any] = {
@@ -96,6 +100,31 @@ def _wait(value: object) -> object:
     return {"duration": value} if isinstance(value, str | int | float) and not isinstance(value, bool) else value
 
 
+_NETWORK_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {"const": "none"},
+        {
+            "type": "array",
+            "maxItems": 32,
+            "items": {
+                "type": "object",
+                "required": ["host"],
+                "additionalProperties": False,
+                "properties": {
+                    "host": {"type": "string", "pattern": HOST_PATTERN, "maxLength": 253},
+                    "ports": {
+                        "type": "array",
+                        "minItems": 1,
+                        "maxItems": 16,
+                        "items": {"type": "integer", "minimum": 1, "maximum": 65535},
+                        "default": [443],
+                    },
+                },
+            },
+        },
+    ],
+    "description": "'none', or the hosts that the code may reach through the node's forwarder.",
+}
 IMAGE_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}(@sha256:[0-9a-f]{64})?$"
 Duration = Annotated[float, BeforeValidator(_positive_duration), WithJsonSchema(DURATION_SCHEMA)]
 Size = Annotated[int, BeforeValidator(_positive_size), WithJsonSchema(_SIZE_SCHEMA)]
@@ -122,6 +151,17 @@ class RetrySpec(Model):
     on: list[ErrorType] | None = Field(default=None, description="Error types worth another try.")
 
 
+class NetworkHost(Model):
+    """A host that code may reach, at these ports: by https, or by plain http."""
+
+    host: HostName
+    ports: Annotated[list[Port], Field(min_length=1, max_length=16)] = Field(default_factory=lambda: [443])
+
+
+def _network(value: object) -> object:
+    return [] if value == "none" else value
+
+
 class SandboxSettings(Model):
     """The walls around generated code."""
 
@@ -131,6 +171,10 @@ class SandboxSettings(Model):
     )
     memory: Size | None = None
     wall: Duration | None = None
+    network: (
+        Annotated[list[NetworkHost], BeforeValidator(_network), Field(max_length=32), WithJsonSchema(_NETWORK_SCHEMA)]
+        | None
+    ) = None
 
 
 class ResourceSettings(Model):

@@ -11,6 +11,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, quote_plus
@@ -19,6 +20,8 @@ import pytest
 from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
+from sandboxes.container.engine import Engine
+from tests import container_engine
 from tests.acceptance.cluster import Cluster, wait_for
 
 CANARY = 'canary-5d2f"9b/7c+41\\e8=4a06&'
@@ -85,8 +88,8 @@ def memory_of(pid: int) -> Iterator[bytes]:
                 continue
 
 
-def sandbox_processes(node: int) -> list[int]:
-    """Every process below the node daemon; the daemon itself holds the lease and is not a guest."""
+def processes_below(root: int) -> list[int]:
+    """Every process below one; the node daemon itself, for one, holds the lease and is no guest."""
     parents: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -97,20 +100,33 @@ def sandbox_processes(node: int) -> list[int]:
     found: list[int] = []
     for pid in parents:
         above = parents.get(pid)
-        while above and above != node:
+        while above and above != root:
             above = parents.get(above)
-        if above == node:
+        if above == root:
             found.append(pid)
     return found
 
 
-def check_memory(node: int) -> None:
+def container_processes(node_folder: Path) -> list[int]:
+    """Those of the node's containers, which are no children of its daemon."""
+    engine = Engine()
+    try:
+        owned = engine.owned((node_folder / "sandboxes" / "containers" / "owner").read_text())
+        roots = [int(engine.client().inspect_container(container)["State"]["Pid"]) for container, _, _ in owned]
+    finally:
+        engine.close()
+    return [pid for root in roots for pid in (root, *processes_below(root))]
+
+
+def check_memory(processes: list[int]) -> None:
     """No sandbox process has it."""
-    processes = sandbox_processes(node)
-    assert len(processes) >= 2
+    read = set()
     for pid in processes:
-        for block in memory_of(pid):
-            assert not any(needle in block for needle in needles()), f"in the memory of process {pid}"
+        with suppress(ProcessLookupError, FileNotFoundError):  # it has ended, with its memory
+            for block in memory_of(pid):
+                read.add(pid)
+                assert not any(needle in block for needle in needles()), f"in the memory of process {pid}"
+    assert len(read) >= 2, processes
 
 
 def tool(url: str) -> dict[str, Any]:
@@ -131,10 +147,12 @@ WITHOUT = pytest.mark.skipif(ROOT, reason="root looks at the memory too, in the 
 
 
 @pytest.mark.parametrize("memory", [pytest.param(True, marks=WITH_MEMORY), pytest.param(False, marks=WITHOUT)])
-@pytest.mark.parametrize("tier", ["wasm", "jail"])
+@pytest.mark.parametrize("tier", ["wasm", "jail", "container"])
 def test_a_secret_is_found_nowhere(
     tier: str, memory: bool, tmp_path: Path, httpserver: HTTPServer, make_cluster: Callable[..., Cluster]
 ) -> None:
+    if tier == "container":
+        container_engine.require()
     seen: list[str] = []
     holding, release = threading.Event(), threading.Event()
 
@@ -160,7 +178,8 @@ def test_a_secret_is_found_nowhere(
     private = json.dumps([f"{httpserver.host}:{httpserver.port}"])
     cluster = make_cluster(settings={"STOCKADE_POLICY_DIR": str(policy), "STOCKADE_PRIVATE_HOSTS": private})
     cluster.start_control_plane()
-    cluster.start_node()
+    # Looking at what gVisor has mapped would fill it, and the sandbox's limit with it.
+    cluster.start_node(arguments=["--container-runtime", "runc"] if tier == "container" else [])
     with cluster.client() as client:
         client.set_secret("mirror-key", CANARY)
         client.put_tool("mirror.read", tool(httpserver.url_for("/mirror/{id}")))
@@ -172,7 +191,9 @@ def test_a_secret_is_found_nowhere(
         try:
             assert holding.is_set(), client.run(run.id).error
             if memory:
-                check_memory(cluster.pid("node-a"))
+                check_memory(processes_below(cluster.pid("node-a")))
+                if tier == "container":
+                    check_memory(container_processes(cluster.folder / "node-a"))
         finally:
             release.set()
         ended = client.wait(run.id)

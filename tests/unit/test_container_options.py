@@ -97,9 +97,9 @@ def test_exactly_the_assigned_gpus_are_asked_for(tmp_path: Path) -> None:
 
 
 def test_a_declared_gpu_is_never_asked_of_the_engine(tmp_path: Path) -> None:
-    made = body(tmp_path, gpus=("fake-0", "fake-1"))
+    made = body(tmp_path, gpus=("fake-gpu-0", "fake-gpu-1"))
     assert made["HostConfig"]["DeviceRequests"] == []
-    assert {"STOCKADE_GPUS=fake-0,fake-1", "STOCKADE_GPUS_FAKE=1"} <= set(made["Env"])
+    assert {"STOCKADE_GPUS=fake-gpu-0,fake-gpu-1", "STOCKADE_GPUS_FAKE=1"} <= set(made["Env"])
 
 
 @pytest.mark.parametrize("name", ["", "Python", "a/b", "a:b", "../a", "a--b_", "-a", "a" * 65, "stockade@sha256"])

@@ -43,7 +43,10 @@ def test_what_a_newcomer_wrote_is_refused_line_by_line(tmp_path: Path) -> None:
     ("tables", "said"),
     [
         ({"egres": {}}, 'did you mean "egress"?'),
-        ({"zzz": {}}, "there is verbs, tiers, caps, models, downgrade, builtins, data, tools, secrets, egress."),
+        (
+            {"zzz": {}},
+            "there is verbs, tiers, caps, models, downgrade, builtins, data, tools, secrets, egress, network.",
+        ),
         ({"egress": {"x": "443"}}, "/tenants/default/egress/x must be true, false or a list of ports"),
         ({"egress": {"x": ["443"]}}, "a list of ports"),
         ({"egress": {"x": [0]}}, "from 1 to 65535"),

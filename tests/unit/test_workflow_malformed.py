@@ -442,7 +442,7 @@ NOT_YET = [
     *((f"/steps/0/{verb}", {"id": "a", verb: {}}) for verb in ("flow", "loop", "expand")),
     *((f"/steps/0/{name}", code(**{name: 1})) for name in ("gang", "undo", "stream", "budget", "priority")),
     *((f"/steps/0/code/{name}", {"id": "a", "code": {name: "x"}}) for name in ("javascript", "wasm", "command")),
-    *((f"/steps/0/sandbox/{name}", code(sandbox={name: "x"})) for name in ("session", "checkpoint", "network")),
+    *((f"/steps/0/sandbox/{name}", code(sandbox={name: "x"})) for name in ("session", "checkpoint", "template")),
     *(("/steps/0/sandbox/tier", code(sandbox={"tier": tier})) for tier in ("gvisor", "microvm")),
     ("/steps/0/wait/event", {"id": "a", "wait": {"event": "x"}}),
     ("/steps/0/near", code(near="model:small")),

@@ -24,6 +24,28 @@ test_listed_and_declared_is_allowed if {
 	egress.decision.allow with input as good with data.tenants.default.egress as listing
 }
 
+by_code := object.union(good, {"tool": null, "destination": {"scheme": "any", "host": "api.example.com", "port": 443, "method": "*", "path": "*"}})
+
+test_code_reaches_what_its_own_list_names if {
+	egress.decision.allow with input as by_code with data.tenants.default.network as listing
+}
+
+test_code_does_not_reach_what_tools_may if {
+	answer := egress.decision with input as by_code with data.tenants.default.egress as {"api.example.com": true}
+	some reason in answer.reasons
+	reason.code == "egress_not_listed"
+	contains(reason.remedy, "\"network\"")
+}
+
+test_a_tool_does_not_reach_what_code_may if {
+	not egress.decision.allow with input as good with data.tenants.default.network as {"api.example.com": true}
+}
+
+test_code_reaches_no_metadata_service if {
+	asked := object.union(by_code, {"destination": object.union(to, {"host": "169.254.169.254"})})
+	not egress.decision.allow with input as asked with data.tenants.default.network as {"169.254.169.254": true}
+}
+
 test_every_port_is_allowed_by_true if {
 	asked := object.union(good, {"destination": object.union(to, {"port": 8443})})
 	egress.decision.allow with input as asked with data.tenants.default.egress as {"api.example.com": true}
