@@ -17,6 +17,7 @@ from sandboxes.channel import Channel, file_result
 from sandboxes.command_rules import refuse_unlaunchable
 from sandboxes.container.box import OWN_BYTES, reopen, write_program
 from sandboxes.container.launch import Live, Setting, launch
+from sandboxes.container.memory_peak import MemoryPeak
 from sandboxes.container.streams import Splitter
 from sandboxes.errors import DriverFailed, TierUnavailable
 from sandboxes.execution import Command, ConnectionHandler, Event, Exited, ExitReason, Stderr, ToolHandler
@@ -47,6 +48,7 @@ class Run:
         self._stopping = asyncio.Event()
         self._live = spare
         self._is_spare = spare is not None
+        self._peak: MemoryPeak | None = None
         self._running = False
         self._frozen = False
         self._ended = False
@@ -106,6 +108,7 @@ class Run:
                 else:
                     created(self._live.container)
                 started = time.monotonic()
+                self._peak = MemoryPeak(self._live.container)
                 self._running = True
                 code = await self._serve(self._live, started)
                 wall_seconds = time.monotonic() - started
@@ -140,6 +143,8 @@ class Run:
             side.start_soon(self._obey_freeze)
             side.start_soon(self._feed, live.attached)
             side.start_soon(self._watch, started)
+            if self._peak is not None:
+                side.start_soon(self._measure, self._peak)
             side.start_soon(self._kill_when_told, live.container)
             if live.network is not None:
                 side.start_soon(self._network, live.network, side)
@@ -172,6 +177,8 @@ class Run:
                     self._outbox.put_output(kind, piece)
                     if kind is Stderr:
                         self._stderr_tail = (self._stderr_tail + piece)[-_TAIL:]
+        if self._peak is not None:
+            await to_thread.run_sync(self._peak.read)
 
     async def _feed(self, attached: socket.socket) -> None:
         if not self._command.stdin and not self._is_spare:  # which was made before anybody knew
@@ -214,6 +221,11 @@ class Run:
             if watched and await self._setting.files.run(self._disk_is_over):
                 self.stop(ExitReason.DISK)
                 return
+
+    async def _measure(self, peak: MemoryPeak) -> None:
+        while True:
+            await to_thread.run_sync(peak.read)
+            await anyio.sleep(_WATCH_SECONDS)
 
     def _disk_is_over(self) -> bool:
         size, inodes = usage(self._box.files)
@@ -276,6 +288,7 @@ class Run:
             schema_error=schema_error,
             output_truncated=self._outbox.truncated,
             wall_seconds=wall_seconds,
+            memory_peak_bytes=self._peak.bytes if self._peak is not None else None,
         )
 
     def _never_ran(self) -> bool:
