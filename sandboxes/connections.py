@@ -51,6 +51,17 @@ async def taken(node: socket.socket) -> socket.socket | None:
             socket.close(fd)
 
 
+async def agreed(node: socket.socket) -> bool:
+    """Whether the guest said through ``node`` that it is ready to relay; it then knows that we are."""
+    loop = asyncio.get_running_loop()
+    try:
+        ready = await loop.sock_recv(node, 1) == _READY
+        await loop.sock_sendall(node, _TOOK)
+    except OSError:
+        return False
+    return ready
+
+
 async def _received(node: socket.socket) -> tuple[bytes, list[int]]:
     while True:
         try:

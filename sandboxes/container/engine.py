@@ -28,6 +28,7 @@ _CALL_SECONDS = 60
 _CHUNK = 1024 * 1024
 _CONNECTIONS = 64
 _RECONNECT_SECONDS = 0.5
+_GPU_FIX = "the engine needs the package nvidia-container-toolkit: nvidia-ctk runtime configure --runtime=docker"
 
 
 class Engine:
@@ -83,8 +84,13 @@ class Engine:
 
     def start(self, container: str) -> None:
         """Let it run."""
-        with _translated("start a container"):
-            self.client().start(container)
+        try:
+            with _translated("start a container"):
+                self.client().start(container)
+        except DriverFailed as error:
+            if "select device driver" in str(error):
+                raise TierUnavailable(f"{error}; {_GPU_FIX}") from error
+            raise
 
     def wait(self, container: str) -> int:
         """Block until it has ended; the exit code."""

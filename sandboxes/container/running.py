@@ -49,6 +49,7 @@ class Run:
         self._live = spare
         self._is_spare = spare is not None
         self._peak: MemoryPeak | None = None
+        self._has_network = False
         self._running = False
         self._frozen = False
         self._ended = False
@@ -194,17 +195,18 @@ class Run:
             await self._channel.serve(channel, self._command, inputs, side)
 
     async def _network(self, node: socket.socket, side: TaskGroup) -> None:
-        if self._setting.runtime == "runsc":
-            await connections.serve(node, self._handler, side)
-            return
-        loop = asyncio.get_running_loop()
+        """The first to connect is the program that opens the way, before anything of the guest's own has run."""
         with contextlib.suppress(OSError):
-            first, _ = await loop.sock_accept(node)  # before anything of the guest's own has run
-            node.close()
+            first, _ = await asyncio.get_running_loop().sock_accept(node)
             first.setblocking(False)
             with first:
-                listener = await connections.taken(first)
+                if self._setting.runtime == "runsc":
+                    listener = node if await connections.agreed(first) else None
+                else:
+                    node.close()
+                    listener = await connections.taken(first)
             if listener is not None:
+                self._has_network = True
                 with listener:
                     await connections.serve(listener, self._handler, side)
 
@@ -265,6 +267,8 @@ class Run:
         if cause is None and self._box.strength is Strength.USER and self._disk_is_over():
             cause = ExitReason.DISK
         verdict = judge(code=code, cause=cause, oom_kills=int(oom))
+        if code == _NO_PROGRAM and cause is None and self._box.network and not self._has_network:
+            raise TierUnavailable("the image cannot be given a network: put python3 on its PATH")
         if verdict is None or (code == _NO_PROGRAM and cause is None and self._never_ran()):
             text = self._stderr_tail.decode(errors="replace").strip()
             raise TierUnavailable(f"the image cannot run Python: {text}; put python3 on its PATH")

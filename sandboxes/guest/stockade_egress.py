@@ -4,7 +4,7 @@
 
 It listens at 127.0.0.1:3128 inside the sandbox, before anything of the guest's own runs. ``fd`` and ``unix`` hand that
 listening socket to the node over an inherited socket or one to connect to; the node serves it, and nothing of this
-stays. ``relay`` is for a kernel that hands no sockets to the host: a child carries each connection to the node's
+stays. Nothing of the guest's runs before the node has answered. ``relay`` is for a kernel that hands no sockets to the host: a child carries each connection to the node's
 socket. Then the proxy's variables are set and WORDS replaces this process. Standard library only.
 """
 
@@ -33,6 +33,8 @@ def main(kind: str, where: str, words: list[str]) -> None:
     listener.bind(ADDRESS)
     listener.listen(BACKLOG)
     if kind == "relay":
+        with _node(where) as node:
+            _agree(node)
         _start_relay(listener, where)
     else:
         _hand_over(listener, kind, where)
@@ -51,7 +53,12 @@ def main(kind: str, where: str, words: list[str]) -> None:
 def _hand_over(listener: socket.socket, kind: str, where: str) -> None:
     with _node(where) if kind == "unix" else socket.socket(fileno=int(where)) as node:
         socket.send_fds(node, [_READY], [listener.fileno()])
-        node.recv(1)  # until the node has it: nothing of the guest's runs before
+        node.recv(1)
+
+
+def _agree(node: socket.socket) -> None:
+    node.sendall(_READY)
+    node.recv(1)
 
 
 def _node(path: str) -> socket.socket:

@@ -16,6 +16,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from dataplane.gpus import find_gpus
 from sandboxes.conformance.check import Outcome, collect
 from sandboxes.container import building
 from sandboxes.container.driver import ContainerDriver
@@ -343,3 +344,57 @@ async def test_the_memory_of_two_containers_is_told_apart(driver: ContainerDrive
         tasks.start_soon(one, "modest", "import time; time.sleep(1.5); 'fine'")
     assert outcomes["greedy"].end.reason is ExitReason.OOM
     assert outcomes["modest"].end.result == "fine"
+
+
+async def test_the_most_memory_a_container_held_is_told(driver: ContainerDriver) -> None:
+    outcome = await python(driver, "import time; held = bytearray(b'x') * (100 << 20); time.sleep(0.5)")
+    assert (100 << 20) < (outcome.end.memory_peak_bytes or 0) < (250 << 20), outcome.end
+
+
+_GPUS = """
+import os
+devices = [name for name in os.listdir("/dev") if "nvidia" in name]
+[devices, os.environ["STOCKADE_GPUS"], os.environ["STOCKADE_GPUS_FAKE"]]
+"""
+
+
+async def test_a_declared_gpu_is_a_name_and_no_device(driver: ContainerDriver) -> None:
+    spec = SandboxSpec(tier=Tier.CONTAINER, gpus=("fake-gpu-0", "fake-gpu-3"))
+    outcome = await python(driver, _GPUS, spec)
+    assert outcome.end.result == [[], "fake-gpu-0,fake-gpu-3", "1"]
+    with pytest.raises(DriverFailed, match="declared and real"):
+        await python(driver, "1", SandboxSpec(tier=Tier.CONTAINER, gpus=("fake-gpu-0", "GPU-1")))
+
+
+async def test_a_gpu_is_refused_on_runsc(state_dir: Path) -> None:
+    driver = ContainerDriver(state_dir / "gvisor", runtime="runsc")
+    try:
+        with pytest.raises(TierUnavailable, match="--container-runtime runc"):
+            await python(driver, "1", SandboxSpec(tier=Tier.CONTAINER, gpus=("GPU-1",)))
+    finally:
+        await driver.close()
+
+
+async def test_exactly_the_assigned_gpu_is_in_the_container(driver: ContainerDriver) -> None:
+    found, absent = find_gpus()
+    if not found:
+        with pytest.raises(DriverFailed):
+            await python(driver, "1", SandboxSpec(tier=Tier.CONTAINER, gpus=("GPU-not-there",)))
+        pytest.skip(f"gpu: {absent}")
+    spec = SandboxSpec(tier=Tier.CONTAINER, gpus=(found[0].uuid,))
+    listed = (
+        "import subprocess; subprocess.run(['nvidia-smi', '-L'], capture_output=True, text=True).stdout.split('UUID: ')"
+    )
+    outcome = await python(driver, listed, spec)
+    assert [part.split(")")[0] for part in outcome.end.result[1:]] == [found[0].uuid], outcome
+
+
+async def test_an_image_without_python_is_told_that_it_can_have_no_network(
+    driver: ContainerDriver, engine: Engine, cleaned: Callable[[str], str], tmp_path: Path
+) -> None:
+    name = cleaned("bare")
+    engine.import_root(root_archive(tmp_path / "root.tar"), reference(name))
+    spec = SandboxSpec(tier=Tier.CONTAINER, image=name, network=True)
+    async with driver.open(spec, f"bare-{os.urandom(4).hex()}") as sandbox:
+        with pytest.raises(TierUnavailable, match="put python3 on its PATH"):
+            await collect(sandbox.execute(Command(language="shell", source="echo here")))
