@@ -5,7 +5,9 @@
 It listens at 127.0.0.1:3128 inside the sandbox, before anything of the guest's own runs. ``fd`` and ``unix`` hand that
 listening socket to the node over an inherited socket or one to connect to; the node serves it, and nothing of this
 stays. ``relay`` is for a kernel that hands no sockets to the host: a child carries each connection to the node's
-socket. When the node has answered, the proxy's variables are set and WORDS replaces this process. Standard library only.
+socket. When the node has answered, the proxy's variables are set and WORDS replaces this process.
+
+Standard library only: it runs on whatever Python is inside.
 """
 
 from __future__ import annotations
