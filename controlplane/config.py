@@ -42,6 +42,8 @@ class Settings(BaseSettings):
     heartbeat_seconds: float = Field(default=3.0, gt=0)
     hold_seconds: float = Field(default=900.0, gt=0)
     """How long a cut-off node keeps frozen attempts."""
+    node_bytes_per_second: float = Field(default=125_000_000.0, gt=0)
+    """What placement assumes of the way to a node until it has measured it."""
     join_token_seconds: float = Field(default=86_400.0, gt=0)
 
     policy_dir: Path | None = None

@@ -29,6 +29,7 @@ from controlplane.inference.gateway.metering import Meter
 from controlplane.inference.reconciler import Reconciler
 from controlplane.inference.values import Models
 from controlplane.nodes.inventory import Inventory, Node, Reservation
+from controlplane.placement.catalogue import Catalogue
 from controlplane.placement.dispatcher import Dispatcher
 from controlplane.runs import recovery
 from controlplane.runs.controller import Controller
@@ -152,6 +153,7 @@ class Engine:
         self.controller.attempts[attempt] = (run, step)
         try:
             one = prepare(run, step, pinned, self.dispatcher.tools, time.time_ns())
+            await self.dispatcher.catalogue.locate([one])
             leased = await self.dispatcher.lease(run.tenant, one.call)
         except (WorkRefused, SecretUnavailable) as refused:
             # What it needs has changed while nobody looked: dispatching it anew fails it with the reason.
@@ -171,6 +173,8 @@ class Engine:
                 cpu_milli=demand.cpu_milli,
                 memory_bytes=demand.memory_bytes,
                 gpus=gpus,
+                work=one.work,
+                began=time.monotonic() - max(0, time.time_ns() - (step.started_ns or time.time_ns())) / 1e9,
                 sent=0,
             )
         )
@@ -237,11 +241,12 @@ async def engine(
     except PolicyUnavailable as problem:
         # An OPA server fetches its bundle from us, so it cannot be ready before we are.
         log.warning("policy engine not ready; it goes on trying", engine=policy.name, why=str(problem))
-    inventory, hub = Inventory(), Hub()
+    inventory, hub = Inventory(settings.node_bytes_per_second), Hub()
     enforcer = Enforcer(policy, {EntryPoint.MODEL: model_questions.IMPLEMENTED})
     private_hosts = frozenset(settings.private_hosts)
     controller = Controller(journal, inventory, hub)
-    dispatcher = Dispatcher(controller, enforcer, tools, broker, private_hosts)
+    catalogue = Catalogue(store, inventory)
+    dispatcher = Dispatcher(controller, enforcer, tools, broker, private_hosts, catalogue)
     deployments = Deployments(store, journal, broker, inventory, private_hosts)
     inference = local_gateway(
         identities=identities,
@@ -265,7 +270,7 @@ async def engine(
         dispatcher=dispatcher,
         gateway=Gateway(controller, dispatcher),
         flows=FlowRecords(controller),
-        service=RunService(controller, enforcer, tools, inventory, hub, broker),
+        service=RunService(controller, enforcer, tools, inventory, hub, broker, catalogue),
         deployments=deployments,
         inference=inference,
         reloading={},

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 
 import anyio.to_thread
+import structlog
 
-from dataplane.artifact_cache import ArtifactCache
+from dataplane.artifact_cache import ArtifactCache, FetchFailed
 from dataplane.backoff import insist
 from dataplane.client import ControlPlane, RequestRefused
 from dataplane.data_roots import DataRefused, DataRoots
-from dataplane.protocol import Assignment, InputGrant
+from dataplane.protocol import ArtifactRef, Assignment, InputGrant
+from sandboxes.errors import DriverFailed
 from sandboxes.spec import Mount
+
+log = structlog.get_logger("stockade.node")
+KEPT_BYTES = 1024 * 1024
+"""What is smaller is fetched sooner than it is looked for."""
 
 
 class InputRefused(Exception):
@@ -27,6 +34,17 @@ class Inputs:
         self._control_plane = control_plane
         self._cache = cache
         self._roots = roots
+
+    async def keep(self, made: ArtifactRef, source: AsyncIterator[bytes]) -> bool:
+        """Keep what was made here and is stored, if it is worth it, so that the next step here need not fetch it."""
+        if made.size_bytes < KEPT_BYTES:
+            return False
+        try:
+            async with self._cache.hold(made.digest, source):
+                return True
+        except (FetchFailed, DriverFailed, OSError) as error:  # it is stored: nobody needs the copy
+            log.info("output not kept here", artifact=made.id, error=str(error)[:300])
+            return False
 
     async def mounts(self, assignment: Assignment, grants: list[InputGrant], stack: AsyncExitStack) -> list[Mount]:
         """One mount for each grant. Raises ``InputRefused``."""

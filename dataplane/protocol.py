@@ -298,6 +298,8 @@ class Report(Wire):
     error: dict[str, Any] | None = None  # a tool call's error {type, message, retryable}
     platform_error: str | None = None
     wall_seconds: float = 0.0
+    start_seconds: float | None = None  # until the sandbox was there
+    cached: list[str] = []  # digests of artifacts that stay on the node; heartbeats tell them too, but later
     memory_peak_bytes: int | None = None
 
 

@@ -148,7 +148,9 @@ class Runner:
             mounts = await self._inputs.mounts(attempt.assignment, work.inputs, stack)
             await self._lease.wait_held()
             spec = _spec(attempt, work, mounts)
+            opening = self._lease.clock()
             sandbox = await stack.enter_async_context(driver.open(spec, attempt.assignment.attempt))
+            report.start_seconds = self._lease.clock() - opening
             attempt.sandbox = sandbox
             attempt.phase = "running"
             try:
@@ -227,7 +229,10 @@ class Runner:
         ]
         for file in files[:OUTPUTS_MOST]:
             try:
-                references.append(await insist(partial(self._put, attempt, sandbox, file.path)))
+                reference = await insist(partial(self._put, attempt, sandbox, file.path))
+                references.append(reference)
+                if await self._inputs.keep(reference, sandbox.stream_output(file.path)):
+                    report.cached.append(reference.digest)
             except (FileNotFoundError, RequestRefused) as error:
                 if isinstance(error, RequestRefused) and error.status not in REFUSED_FOR_ITSELF:
                     raise

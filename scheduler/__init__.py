@@ -6,6 +6,7 @@ feasibility  filter: which nodes can take it
 scoring      score: what each would cost, in seconds
 ledger       reserve: capacity left during one call
 scoreboard   filter and score of one shape of demand, kept current
+delay        wait for a full node that is better placed, or move
 holding      a node held for the demand that starves
 blocking     why nothing fits, and the nearest fix
 explanation  what a decision says about itself

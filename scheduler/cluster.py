@@ -46,14 +46,32 @@ class GpuView(NamedTuple):
     fake: bool = False
 
 
+class Release(NamedTuple):
+    """What comes free on a node in so many seconds, as far as can be told. ``gpu_memory``: of each device."""
+
+    seconds: float
+    cpu_milli: int = 0
+    memory_bytes: int = 0
+    slots: int = 1
+    gpu_memory: tuple[int, ...] = ()
+
+
+class ModelView(NamedTuple):
+    """A model that a node serves: the seconds that loading it took, and how many requests wait for each slot."""
+
+    load_seconds: float | None = None
+    queued: float = 0.0
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NodeView:
     """One node as the scheduler sees it.
 
     ``tiers`` maps a tier to its images and whether each is ready; ``tiers_absent`` says why a tier is missing;
-    ``holds`` are data names (``data://NAME``) and artifact digests present there; ``warm`` counts idle sandboxes by
-    (tier, image); ``wait_seconds`` is how long an assignment would queue on the
-    node before it starts. A node that is not ``schedulable`` and does not say why counts as cordoned.
+    ``holds`` are data names (``data://NAME``), artifact digests and its own ``node:ID``; ``warm`` counts idle sandboxes
+    by (tier, image); ``wait_seconds`` is how long an assignment would queue on the node before it starts; ``releases``
+    say when what runs there ends; ``models`` are those it serves. A node that is not ``schedulable`` and does not say
+    why counts as cordoned.
     """
 
     id: str
@@ -74,13 +92,19 @@ class NodeView:
     wait_seconds: float = 0.0
     warm: Mapping[tuple[str, str | None], int] = field(default_factory=dict)
     tiers_absent: Mapping[str, str] = field(default_factory=dict)
+    releases: tuple[Release, ...] = ()
+    models: Mapping[str, ModelView] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All nodes at one instant, in a fixed order: ties between equal nodes go to the first."""
+    """All nodes at one instant, in a fixed order: ties between equal nodes go to the first.
+
+    ``starts`` are measured seconds of a sandbox's start by (tier, image), where there are any.
+    """
 
     nodes: tuple[NodeView, ...]
+    starts: Mapping[tuple[str, str | None], float] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.nodes)
@@ -216,6 +240,14 @@ class Snapshot:
         mask = self._masks.get(("holds", key))
         if mask is None:
             mask = self._masks["holds", key] = _mask(len(self), self._holders.get(key, ()))
+        return mask
+
+    def serving(self, model: str) -> Bools:
+        """Which nodes serve this model."""
+        mask = self._masks.get(("model", model))
+        if mask is None:
+            rows = [row for row, node in enumerate(self.nodes) if model in node.models]
+            mask = self._masks["model", model] = _mask(len(self), rows)
         return mask
 
     def labelled(self, label: str, value: str) -> Bools:

@@ -18,7 +18,7 @@ NO_LABELS: Mapping[str, str] = MappingProxyType({})
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataNeed:
-    """One input: ``key`` is ``data://NAME`` or an artifact digest.
+    """One input, or something to be near: ``key`` is ``data://NAME``, an artifact's digest or ``node:ID``.
 
     ``pinned`` data cannot be moved: only a node that holds it can serve it. ``size_bytes`` is ``None`` when unknown.
     """
@@ -34,7 +34,11 @@ class Demand:
 
     ``tier`` is ``None`` for a tool step, which needs no sandbox; ``"auto"`` takes on each node the first of
     ``AUTO_TIERS`` whose image is ready there. A non-empty ``tiers_allowed`` narrows either. ``image=None`` accepts a
-    tier whatever its images. ``near`` changes the cost and never the feasibility. Higher ``priority`` goes first.
+    tier whatever its images. ``near`` and ``near_models`` change the cost and never the feasibility. A higher
+    ``priority`` goes first.
+
+    ``patience_seconds`` bounds how long it waits for a full node that is better placed rather than take a free one
+    (``scheduler.delay``); ``expected_seconds`` is how long it will run, if that is known.
 
     ``starving`` says that it has waited too long: it goes before others of its priority, and the first such demand
     that only busy nodes could take has one of them held for it (``scheduler.holding``). ``tenant`` decides nothing; a
@@ -52,15 +56,23 @@ class Demand:
     gpu_memory_bytes: int = 0
     labels: Mapping[str, str] = field(default_factory=lambda: NO_LABELS)
     inputs: tuple[DataNeed, ...] = ()
-    near: tuple[str, ...] = ()
+    near: tuple[DataNeed, ...] = ()
+    near_models: tuple[str, ...] = ()
     priority: int = 0
     tiers_allowed: tuple[str, ...] = ()
     starving: bool = False
     tenant: str = ""
+    patience_seconds: float = 0.0
+    expected_seconds: float | None = None
 
     def __post_init__(self) -> None:
         if self.cpu_milli < 0 or self.memory_bytes < 0 or self.gpu < 0 or self.gpu_memory_bytes < 0:
             raise ValueError(f"demand {self.id!r} asks for a negative amount")
+
+    @property
+    def local(self) -> bool:
+        """Whether places differ for it by what is there, so that one may be worth waiting for."""
+        return bool(self.near or self.near_models) or any(not need.pinned for need in self.inputs)
 
     def tier_options(self) -> tuple[str, ...]:
         """The tiers that may serve this demand, in order of preference; empty for a tool step or when none may."""
@@ -87,5 +99,6 @@ def shape_of(demand: Demand) -> Shape:
         tuple(sorted(demand.labels.items())) if demand.labels else (),
         demand.inputs,
         demand.near,
+        demand.near_models,
         demand.tiers_allowed,
     )

@@ -10,7 +10,10 @@ from json.encoder import encode_basestring_ascii as quoted
 
 
 class ReasonCode(StrEnum):
-    """Why a node, or all of them, cannot take a demand. The order of members is the order of the filters."""
+    """Why a node, or all of them, cannot take a demand. The order of members is the order of the filters.
+
+    The last is no filter: some can, and waiting for another costs less.
+    """
 
     NO_NODES = "no_nodes"
     CORDONED = "cordoned"
@@ -25,6 +28,7 @@ class ReasonCode(StrEnum):
     MEMORY = "memory"
     SLOTS = "slots"
     HELD = "held"
+    WAITING_FOR_BETTER_NODE = "waiting_for_better_node"
 
 
 CODES = tuple(ReasonCode)
@@ -77,6 +81,8 @@ class Candidate:
 class Explanation:
     """``candidates`` nodes were looked at; ``filtered`` counts those excluded, each under its first failing filter,
     so ``candidates - sum(filtered)`` nodes fit, and ``top`` holds the best three of them, the chosen one first.
+    ``busy`` holds up to three of those without room that would cost less but for the wait, which is in their terms.
+    ``notes`` are for people.
 
     Identical demands reserved together on one node share an explanation: it describes the first of them.
     """
@@ -84,17 +90,26 @@ class Explanation:
     candidates: int
     filtered: Mapping[ReasonCode, int]
     top: tuple[Candidate, ...]
+    busy: tuple[Candidate, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, object]:
-        return {
+        shown: dict[str, object] = {
             "candidates": self.candidates,
             "filtered": {code.value: count for code, count in self.filtered.items()},
             "top": [candidate.to_json() for candidate in self.top],
         }
+        if self.busy:
+            shown["busy"] = [candidate.to_json() for candidate in self.busy]
+        if self.notes:
+            shown["notes"] = list(self.notes)
+        return shown
 
     @cached_property
     def text(self) -> str:
         """``to_json`` as JSON text, made once: a batch that shares an explanation pays for one."""
         filtered = ",".join([f'"{code.value}":{count}' for code, count in self.filtered.items()])
         top = ",".join([candidate.text() for candidate in self.top])
-        return f'{{"candidates":{self.candidates},"filtered":{{{filtered}}},"top":[{top}]}}'
+        more = f',"busy":[{",".join([candidate.text() for candidate in self.busy])}]' if self.busy else ""
+        more += f',"notes":[{",".join([quoted(note) for note in self.notes])}]' if self.notes else ""
+        return f'{{"candidates":{self.candidates},"filtered":{{{filtered}}},"top":[{top}]{more}}}'

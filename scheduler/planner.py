@@ -1,6 +1,6 @@
 """``plan``: where work goes, as a pure function of the cluster and the demands.
 
-    queue order → filter → score → reserve
+    queue order → filter → score → wait for a better node, or reserve
 
 Demands are taken by priority, within one the starving ones first, then in the order given. Each placement uses up
 capacity before the next demand is looked at. One that fits nowhere waits, with reasons, and holds up those behind it
@@ -15,8 +15,9 @@ from itertools import islice
 
 from scheduler.blocking import reasons_for
 from scheduler.cluster import GpuView, Snapshot
+from scheduler.delay import WORTH_SECONDS, Busy, Delay
 from scheduler.demand import Demand, Shape, shape_of
-from scheduler.explanation import Explanation, Reason
+from scheduler.explanation import Explanation, Reason, ReasonCode
 from scheduler.holding import hold_for, with_hold
 from scheduler.ledger import Ledger
 from scheduler.quick import NODES_MOST, alike_and_plain, quick
@@ -40,11 +41,15 @@ class Placement:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Waiting:
-    """A demand that fits nowhere now; ``reasons`` has at least one, the nearest to fitting first."""
+    """A demand that has no place now; ``reasons`` has at least one, the nearest to fitting first.
+
+    ``better_seconds`` is how long it is expected to wait, where it fits on a node and waits for a better one.
+    """
 
     demand: str
     reasons: tuple[Reason, ...]
     explanation: Explanation
+    better_seconds: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +76,7 @@ def plan(snapshot: Snapshot, demands: Sequence[Demand]) -> Plan:
 def by_boards(snapshot: Snapshot, demands: Sequence[Demand]) -> Plan:
     """``plan`` for every cluster and every queue, on columns."""
     ledger = Ledger(snapshot)
+    delay = Delay(snapshot, ledger)
     boards: dict[Shape, Scoreboard] = {}
     told: dict[tuple[Shape, str | None], tuple[tuple[Reason, ...], Explanation]] = {}
     placements: list[Placement] = []
@@ -80,8 +86,14 @@ def by_boards(snapshot: Snapshot, demands: Sequence[Demand]) -> Plan:
         if board is None:
             board = boards[shape] = Scoreboard(snapshot, ledger, batch[0])
         while batch and (row := board.cheapest()) >= 0:
-            count = min(len(batch), board.uniform_room(row))
-            why = board.explanation()
+            busy = delay.busy(board, row) if delay.known and batch[0].local else []
+            if busy and _worth_waiting(busy[0], board, row, batch[0]):
+                waiting.append(_wait_for(snapshot, busy, board, row, batch[0]))
+                delay.claim(busy[0].row, board.needs, busy[0].wait_seconds, batch[0].expected_seconds)
+                batch = batch[1:]
+                continue
+            count = 1 if busy else min(len(batch), board.uniform_room(row))
+            why = board.explanation([one.candidate for one in busy])
             tier = board.tier_at(row)
             image = None if tier is None else batch[0].image
             devices = ledger.reserve(row, board.needs, count, tier, image)
@@ -89,6 +101,7 @@ def by_boards(snapshot: Snapshot, demands: Sequence[Demand]) -> Plan:
                 Placement(demand=one.id, node=snapshot.nodes[row].id, tier=tier, image=image, explanation=why, gpus=own)
                 for one, own in zip(batch[:count], devices, strict=True)
             ]
+            delay.placed(row, board.needs, count, batch[0].expected_seconds)
             batch = batch[count:]
         if batch and batch[0].starving and ledger.held is None:
             reasons, why = reasons_for(snapshot, ledger, batch[0], board), board.explanation()
@@ -105,6 +118,28 @@ def by_boards(snapshot: Snapshot, demands: Sequence[Demand]) -> Plan:
             waiting.append(Waiting(demand=demand.id, reasons=told[key][0], explanation=told[key][1]))
     held = None if ledger.held is None else (ledger.held.demand.id, snapshot.nodes[ledger.held.row].id)
     return Plan(placements=tuple(placements), waiting=tuple(waiting), held=held)
+
+
+def _worth_waiting(busy: Busy, board: Scoreboard, free: int, demand: Demand) -> bool:
+    cheaper = busy.candidate.cost_seconds < board.cost_at(free) - WORTH_SECONDS
+    return cheaper and busy.wait_seconds <= demand.patience_seconds
+
+
+def _wait_for(snapshot: Snapshot, busy: Sequence[Busy], board: Scoreboard, free: int, demand: Demand) -> Waiting:
+    why = board.explanation([one.candidate for one in busy])
+    better, name = busy[0], snapshot.nodes[busy[0].row].name
+    reason = Reason(
+        code=ReasonCode.WAITING_FOR_BETTER_NODE,
+        message=(
+            f"node {name} has room in about {better.wait_seconds:.1f} s and costs "
+            f"{better.candidate.cost_seconds:.1f} s with that wait; the cheapest that is free, node "
+            f"{snapshot.nodes[free].name}, costs {board.cost_at(free):.1f} s"
+        ),
+        fix="nothing to do: it goes there, or elsewhere when that takes longer; without `near` it goes at once",
+        nodes=why.candidates - sum(why.filtered.values()),
+        permanent=False,
+    )
+    return Waiting(demand=demand.id, reasons=(reason,), explanation=why, better_seconds=better.wait_seconds)
 
 
 def _all_placed(snapshot: Snapshot, demands: Sequence[Demand], chunks: list[tuple[int, int, Explanation]]) -> Plan:

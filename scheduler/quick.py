@@ -27,7 +27,7 @@ def alike_and_plain(demands: Sequence[Demand]) -> bool:
     for one in demands:
         if one.tier is not None or one.cpu_milli != cpu or one.memory_bytes != memory or one.priority != priority:
             return False
-        if one.labels or one.inputs or one.near or one.gpu or one.gpu_memory_bytes:
+        if one.labels or one.inputs or one.near or one.near_models or one.gpu or one.gpu_memory_bytes:
             return False
         if one.image or one.tiers_allowed or one.starving:
             return False

@@ -6,17 +6,20 @@ batch of identical demands costs little more than its bookkeeping.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from scheduler.cluster import Rows, Snapshot
 from scheduler.demand import Demand
-from scheduler.explanation import CODES, Candidate, Explanation
-from scheduler.feasibility import capacity_filter_at, capacity_filters, fixed_filters, tier_choice
-from scheduler.ledger import Ledger, Needs
+from scheduler.explanation import CODES, NUMBER, Candidate, Explanation
+from scheduler.feasibility import CAPACITY, capacity_filter_at, capacity_filters, fixed_filters, tier_choice
+from scheduler.ledger import Ledger, Needs, shortage
 from scheduler.scoring import WARM_SECONDS, Packing, cold_seconds, fixed_terms, start_column
 
 NOWHERE = float("inf")
 TOP = 3
+FULL = tuple(NUMBER[code] for code in CAPACITY)
 
 
 class Scoreboard:
@@ -42,7 +45,7 @@ class Scoreboard:
         self._counts = np.bincount(self.blocked, minlength=len(CODES)).tolist()
         cost = self._fixed
         if self._options:
-            cost = cost + start_column(self._ledger, self._options, self._image, self._choice)
+            cost = cost + start_column(self._snapshot, self._ledger, self._options, self._image, self._choice)
         cost = cost + self._packing.column(self._ledger)
         self._cost = np.where(self.blocked == 0, cost, NOWHERE)
         self._seen = len(self._ledger.changes)
@@ -93,7 +96,31 @@ class Scoreboard:
                 return min(room, warm)
         return room
 
-    def explanation(self) -> Explanation:
+    def cost_at(self, row: int) -> float:
+        """What a node costs that fits."""
+        return float(self._cost[row])
+
+    def full_rows(self, below: float, most: int) -> list[int]:
+        """Nodes without room now that could take the demand once emptied, and would cost less than that then."""
+        full = (self._passed == 0) & np.isin(self.blocked, FULL) & (self._fixed < below)
+        rows = np.flatnonzero(full)
+        if not rows.size:
+            return []
+        rows = rows[shortage(self.needs, self._snapshot.totals(self.needs.gpu_memory_bytes), rows) == 0.0]
+        rows = rows[np.argsort(self._fixed[rows], kind="stable")[:most]]
+        return [
+            row for row in rows.tolist() if self._fixed[row] + (self._start_at(row) if self._options else 0) < below
+        ]
+
+    def candidate(self, row: int, wait_seconds: float) -> Candidate:
+        """What a node without room would cost, once it has some."""
+        terms = {"wait": wait_seconds} | {name: float(term[row]) for name, term in self._terms.items()}
+        terms["wait"] = wait_seconds + (float(self._terms["wait"][row]) if "wait" in self._terms else 0.0)
+        if self._options:
+            terms["sandbox_start"] = self._start_at(row)
+        return Candidate(node=self._snapshot.nodes[row].id, cost_seconds=sum(terms.values()), terms=terms)
+
+    def explanation(self, busy: Sequence[Candidate] = ()) -> Explanation:
         """The decision as it stands now."""
         cost = self._cost
         fitting = self._counts[0]
@@ -108,11 +135,16 @@ class Scoreboard:
             candidates=len(self._snapshot),
             filtered={CODES[number]: count for number, count in enumerate(self._counts) if count and number},
             top=tuple(self._candidate(row) for row, _ in top),
+            busy=tuple(busy[:TOP]),
         )
 
     def _start_at(self, row: int) -> float:
         tier = self._options[int(self._choice[row])]
-        return WARM_SECONDS if self._ledger.warm(tier, self._image)[row] > 0 else cold_seconds(tier)
+        return (
+            WARM_SECONDS
+            if self._ledger.warm(tier, self._image)[row] > 0
+            else cold_seconds(self._snapshot, tier, self._image)
+        )
 
     def _candidate(self, row: int) -> Candidate:
         terms = {name: float(term[row]) for name, term in self._terms.items()}

@@ -1,9 +1,10 @@
 """Score: what placing a demand on a node costs, in seconds.
 
     cost(n) = wait(n)                                   the node's own queue
-            + sum(bytes not held on n) / bandwidth(n)   "move"
-            + the same for names in near                "near"
-            + sandbox_start(n, tier, image)             warm or cold
+            + sum(bytes not held on n) / bandwidth(n)   "move": inputs
+            + the same for what it is to be near        "near": each thing once, inputs not again
+            + price * load_time * [not served on n]     "model": price = 1 + requests waiting a slot, at most 10
+            + sandbox_start(n, tier, image)             warm, measured, or from the table
             + GPU_SPARE_SECONDS                         a step without GPU on a node that has some
             + PACKING_SECONDS * share left free         best fit among near equals
 
@@ -23,6 +24,9 @@ from scheduler.ledger import Ledger, Needs
 
 UNKNOWN_BYTES = 64 * 1024 * 1024
 """Assumed size of an input or a ``near`` name whose size nobody reported."""
+MODEL_LOAD_SECONDS = 30.0
+"""Assumed of a model whose load nobody has seen."""
+PRICE_MOST = 10.0
 
 WARM_SECONDS = 0.002
 COLD_SECONDS: Mapping[str, float] = {"wasm": 0.010, "jail": 0.025, "container": 0.250}
@@ -31,9 +35,10 @@ GPU_SPARE_SECONDS = 1.0
 PACKING_SECONDS = 0.001
 
 
-def cold_seconds(tier: str) -> float:
-    """What a cold start of this tier is assumed to cost."""
-    return COLD_SECONDS.get(tier, OTHER_COLD_SECONDS)
+def cold_seconds(snapshot: Snapshot, tier: str, image: str | None) -> float:
+    """What a start that finds no warm sandbox costs: as measured, else as assumed of the tier."""
+    measured = snapshot.starts.get((tier, image))
+    return COLD_SECONDS.get(tier, OTHER_COLD_SECONDS) if measured is None else measured
 
 
 def fixed_terms(snapshot: Snapshot, demand: Demand) -> dict[str, Floats]:
@@ -45,7 +50,12 @@ def fixed_terms(snapshot: Snapshot, demand: Demand) -> dict[str, Floats]:
         sizes = {need.key: need.size_bytes for need in demand.inputs}
         terms["move"] = _seconds_to_move(snapshot, sizes)
     if demand.near:
-        terms["near"] = _seconds_to_move(snapshot, dict.fromkeys(demand.near))
+        inputs = {need.key for need in demand.inputs}
+        terms["near"] = _seconds_to_move(
+            snapshot, {need.key: need.size_bytes for need in demand.near if need.key not in inputs}
+        )
+    if demand.near_models:
+        terms["model"] = _seconds_to_load(snapshot, demand.near_models)
     if not demand.gpu and snapshot.gpu_total.any():
         terms["gpu_spare"] = np.where(snapshot.gpu_total > 0, GPU_SPARE_SECONDS, 0.0)
     return terms
@@ -60,11 +70,29 @@ def _seconds_to_move(snapshot: Snapshot, sizes: Mapping[str, int | None]) -> Flo
     return seconds
 
 
-def start_column(ledger: Ledger, options: tuple[str, ...], image: str | None, choice: Codes) -> Floats:
+def _seconds_to_load(snapshot: Snapshot, models: tuple[str, ...]) -> Floats:
+    seconds = np.zeros(len(snapshot), dtype=np.float64)
+    for model in models:
+        serving = snapshot.serving(model)
+        found = [snapshot.nodes[row].models[model] for row in np.flatnonzero(serving)]
+        loads = [one.load_seconds for one in found if one.load_seconds is not None]
+        load = _mean(loads) if loads else MODEL_LOAD_SECONDS
+        seconds[~serving] += min(1 + _mean([one.queued for one in found]), PRICE_MOST) * load
+    return seconds
+
+
+def _mean(values: list[float]) -> float:
+    """Nodes say these, so they are bounded."""
+    return sum(max(0.0, min(one, 3600.0)) for one in values if one == one) / max(len(values), 1)
+
+
+def start_column(
+    snapshot: Snapshot, ledger: Ledger, options: tuple[str, ...], image: str | None, choice: Codes
+) -> Floats:
     """Seconds until a sandbox of the chosen tier is there, per node."""
     seconds = np.zeros(len(choice), dtype=np.float64)
     for position, tier in enumerate(options):
-        start = np.where(ledger.warm(tier, image) > 0, WARM_SECONDS, cold_seconds(tier))
+        start = np.where(ledger.warm(tier, image) > 0, WARM_SECONDS, cold_seconds(snapshot, tier, image))
         seconds = np.where(choice == position, start, seconds)
     return seconds
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+import time
 from dataclasses import dataclass, field
 
 import msgspec
@@ -19,6 +20,7 @@ from dataplane.model_wire import (
     ModelReport,
     ModelState,
 )
+from scheduler.cluster import ModelView
 
 STATES_MOST = 128
 FILES_MOST = 1000
@@ -37,6 +39,9 @@ class ServedModels:
     files: dict[str, ModelFile] = field(default_factory=dict)
     asked: dict[str, asyncio.Future[ModelLog]] = field(default_factory=dict)
     """Log ends that were asked for, by replica."""
+    loads: dict[str, float] = field(default_factory=dict)
+    """Seconds that the last replica of a deployment took here until it served."""
+    _starting: dict[str, float] = field(default_factory=dict)
 
     @property
     def desired(self) -> DesiredModels:
@@ -47,6 +52,7 @@ class ServedModels:
     def heard(self, report: ModelReport) -> list[str]:
         """Take in what the node says; the replicas that it had and has no more, which nobody wants there."""
         self.states = {one.replica: _cleaned(one) for one in report.states[:STATES_MOST]}
+        self._measure(time.monotonic())
         if report.engines is not None:
             self.engines = {one.name: _named(one) for one in report.engines[:STATES_MOST]}
         if report.files is not None:
@@ -57,6 +63,29 @@ class ServedModels:
         for replica in gone:
             del self.reserved[replica]
         return gone
+
+    def serving(self) -> dict[str, ModelView]:
+        """Deployments that have a ready server here: what its load took, and how many requests wait for each slot."""
+        return {
+            one.deployment: ModelView(
+                load_seconds=self.loads.get(one.deployment), queued=one.waiting / max(1, one.slots)
+            )
+            for one in self.states.values()
+            if one.state == "ready"
+        }
+
+    def _measure(self, now: float) -> None:
+        """How long servers take from when they are first seen starting until they are ready."""
+        for replica, one in self.states.items():
+            if one.state == "starting":
+                self._starting.setdefault(replica, now)
+            elif one.state == "ready" and replica in self._starting:
+                self.loads[one.deployment] = now - self._starting.pop(replica)
+        self._starting = {replica: since for replica, since in self._starting.items() if replica in self.states}
+        self.loads = {name: seconds for name, seconds in self.loads.items() if name in self._deployments()}
+
+    def _deployments(self) -> set[str]:
+        return {one.deployment for one in self.states.values()}
 
     def answer(self, report: ModelReport) -> DesiredModels | None:
         """What the node must hear: nothing, if it follows the wishes there are."""

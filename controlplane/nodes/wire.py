@@ -9,7 +9,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar
 
 import msgspec
@@ -21,7 +21,7 @@ from controlplane.engine import Engine
 from controlplane.errors import conflict, invalid_request, not_found, too_large, unauthorized
 from controlplane.errors import field_problem as problem
 from controlplane.ids import new_id
-from controlplane.nodes.inventory import GPUS_MOST, Node
+from controlplane.nodes.node import GPUS_MOST, Node
 from controlplane.runs import labels, reports
 from controlplane.runs.state import StepState
 from controlplane.services import Services
@@ -395,4 +395,12 @@ async def download(request: Request) -> Response:
         raise not_found("artifact", artifact)
     shown, stream = opened
     headers = {"x-stockade-digest": shown["digest"], "content-length": str(shown["size_bytes"])}
-    return StreamingResponse(stream, media_type=shown["media_type"], headers=headers)
+    return StreamingResponse(_measured(node, stream), media_type=shown["media_type"], headers=headers)
+
+
+async def _measured(node: Node, stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    began, size = time.monotonic(), 0
+    async for piece in stream:
+        size += len(piece)
+        yield piece
+    node.moved(size, time.monotonic() - began)

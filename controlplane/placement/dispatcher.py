@@ -10,6 +10,7 @@ import heapq
 import itertools
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -19,6 +20,8 @@ from controlplane.authorization.enforcement import Enforcer
 from controlplane.authorization.values import Decision, PolicyUnavailable
 from controlplane.ids import new_id
 from controlplane.nodes.inventory import Inventory, Node, Reservation
+from controlplane.placement.catalogue import Catalogue
+from controlplane.placement.deferral import Deferrals
 from controlplane.runs import calls
 from controlplane.runs.controller import Controller, decision_write
 from controlplane.runs.state import RunState, StepState, error_value
@@ -28,7 +31,7 @@ from controlplane.secrets.broker import SecretBroker, SecretUnavailable
 from controlplane.store import Write
 from controlplane.tools.registry import ToolRegistry
 from dataplane.protocol import SecretLease
-from scheduler.explanation import ReasonCode
+from scheduler.explanation import Explanation, ReasonCode
 from scheduler.planner import Placement, Plan, Waiting, plan
 
 log = structlog.get_logger(__name__)
@@ -51,14 +54,17 @@ class Dispatcher:
         tools: ToolRegistry,
         broker: SecretBroker,
         private_hosts: frozenset[str],
+        catalogue: Catalogue,
     ) -> None:
         self.controller = controller
         self.enforcer = enforcer
         self.tools = tools
         self.broker = broker
         self.private_hosts = private_hosts
+        self.catalogue = catalogue
         self.inventory: Inventory = controller.inventory
         self.waiting: dict[tuple[str, str], tuple[RunState, StepState]] = {}
+        self.deferrals = Deferrals(controller)
         self._starved: list[tuple[RunState, StepState]] = []
         self._starved_ns = 0
 
@@ -99,8 +105,9 @@ class Dispatcher:
         prepared: list[Prepared] = []
         now_ns = time.time_ns()
         seen: set[int] = set()
-        for run, step in [*self._starving(now_ns), *batch]:
+        for run, step in [*self._starving(now_ns), *self.deferrals.pairs(), *batch]:
             if not self._open(run, step) or id(step) in seen:
+                self.deferrals.stop(run, step)
                 continue
             seen.add(id(step))
             try:
@@ -111,8 +118,20 @@ class Dispatcher:
                 log.exception("a step could not be prepared", run=run.id, path=step.path)
                 self._fail(run, step, error_value("tool", f"the control plane could not prepare it: {defect!r}"[:500]))
         if prepared:
-            placed = self._place(prepared)
+            await self.catalogue.locate(prepared)
+            for one in prepared:
+                if one.demand.local:
+                    self._expect(one)
+            placed = self._place([one for one in prepared if self._open(one.run, one.step)])
             await self._authorize(placed)
+
+    def _expect(self, one: Prepared) -> None:
+        """How long the step will run, as far as known, and how long it may wait for a better node."""
+        one.demand = replace(
+            one.demand,
+            expected_seconds=self.inventory.durations.expected(one.work),
+            patience_seconds=self.deferrals.patience(one.run, one.step),
+        )
 
     def _open(self, run: RunState, step: StepState) -> bool:
         return (
@@ -126,12 +145,11 @@ class Dispatcher:
         by_id = {one.demand.id: one for one in prepared}
         placements: list[Placement] = []
         waiting: list[Waiting] = []
-        for snapshot, demands in (
-            (self.inventory.snapshot(sandboxes=False), [one.demand for one in prepared if one.call is not None]),
-            (self.inventory.snapshot(sandboxes=True), [one.demand for one in prepared if one.code is not None]),
-        ):
+        for sandboxes in (False, True):
+            demands = [one.demand for one in prepared if (one.code is not None) == sandboxes]
             if demands:
-                found: Plan = plan(snapshot, demands)
+                releases = any(one.local for one in demands)
+                found: Plan = plan(self.inventory.snapshot(sandboxes=sandboxes, releases=releases), demands)
                 placements += found.placements
                 waiting += found.waiting
         for blocked in waiting:
@@ -139,11 +157,20 @@ class Dispatcher:
             if any(reason.code is ReasonCode.IMAGE_NOT_READY for reason in blocked.reasons) and one.demand.image:
                 holding = frozenset(need.key for need in one.demand.inputs if need.pinned)
                 self.inventory.prepare(one.demand.tier_options(), one.demand.image, holding)
-            one.step.unplaced_ns = one.step.unplaced_ns or time.time_ns()
+            if blocked.better_seconds is not None:
+                self.deferrals.wait(one.run, one.step, blocked.better_seconds)
+            else:
+                self.deferrals.stop(one.run, one.step)
+                one.step.unplaced_ns = one.step.unplaced_ns or time.time_ns()
             reasons = [reason.to_json() for reason in blocked.reasons]
-            self._wait(one.run, one.step, reasons, msgspec.Raw(blocked.explanation.text))
+            self._wait(one.run, one.step, reasons, self._explained(one, blocked.explanation))
             self.waiting[one.run.id, one.step.path] = (one.run, one.step)
         return [(by_id[placement.demand], placement) for placement in placements]
+
+    def _explained(self, one: Prepared, why: Explanation) -> msgspec.Raw:
+        """The decision as the step keeps it, with what people should know of its data."""
+        notes = self.catalogue.notes(one.demand)
+        return msgspec.Raw((replace(why, notes=notes) if notes else why).text)
 
     async def _authorize(self, placed: list[tuple[Prepared, Placement]]) -> None:
         questions = [question for one, _placement in placed for question in one.questions]
@@ -196,6 +223,7 @@ class Dispatcher:
             self.controller.dispatch(run, [step])
             return
         self.waiting.pop((run.id, step.path), None)
+        self.deferrals.placed(run, step)
         step.unplaced_ns = None
         step.detail.pop("gpus", None)
         if gpus:
@@ -207,12 +235,16 @@ class Dispatcher:
             writes.append(calls.authorized(run, step, one.call, attempt, 0, step.decision or ""))
         if one.code is not None and placement.tier is not None:
             one.code.sandbox.tier, one.code.sandbox.gpus = placement.tier, gpus
-        step.placement = msgspec.Raw(placement.explanation.text)
+        step.placement = self._explained(one, placement.explanation)
         assignment = one.assignment(step, attempt, step.fence + 1, step.number + 1, leased)
         demand = one.demand
         node.assign(
             Reservation(
-                assignment=assignment, cpu_milli=demand.cpu_milli, memory_bytes=demand.memory_bytes, gpus=tuple(gpus)
+                assignment=assignment,
+                cpu_milli=demand.cpu_milli,
+                memory_bytes=demand.memory_bytes,
+                gpus=tuple(gpus),
+                work=one.work,
             )
         )
         self.controller.attempts[attempt] = (run, step)
@@ -263,6 +295,7 @@ class Dispatcher:
 
     def _fail(self, run: RunState, step: StepState, error: dict[str, Any], writes: Sequence[Write] = ()) -> None:
         self.waiting.pop((run.id, step.path), None)
+        self.deferrals.placed(run, step)
         self.controller.apply(run, lambda machine: machine.fail(step, error), writes=writes)
 
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from controlplane.nodes.inventory import Inventory
 from controlplane.runs import calls, labels
 from controlplane.runs.controller import Controller
 from controlplane.runs.state import RunState, StepState, error_value
@@ -37,6 +38,8 @@ def take(controller: Controller, tools: ToolRegistry, node_id: str, report: Repo
         answer(Ack(ok=False, message="not stored, send it again"))
         return
     found = controller.current(report.attempt, report.fence)
+    if found is not None and found[1].node == node_id and report.platform_error is None and not found[1].cancelling:
+        _measure(controller.inventory, found[1], node_id, report)
     controller.inventory.release(node_id, report.attempt)
     if found is None or found[1].node != node_id:
         answer(Ack(ok=False, stale=True, message="the fence is not current"))
@@ -61,6 +64,12 @@ def take(controller: Controller, tools: ToolRegistry, node_id: str, report: Repo
 
     controller.attempts.pop(report.attempt, None)
     controller.apply(run, act, done=done)
+
+
+def _measure(inventory: Inventory, step: StepState, node_id: str, report: Report) -> None:
+    inventory.ended(node_id, report.attempt, report.cached)
+    if report.start_seconds is not None and step.tier is not None:
+        inventory.starts.record(node_id, step.tier, step.spec.sandbox.image, report.start_seconds)
 
 
 def platform_failed(machine: Machine, step: StepState, report: Report) -> None:

@@ -13,9 +13,11 @@ from controlplane.errors import conflict, forbidden, invalid_input, invalid_work
 from controlplane.errors import policy_unavailable as unavailable
 from controlplane.identity import Principal
 from controlplane.nodes.inventory import Inventory
+from controlplane.placement.catalogue import Catalogue
 from controlplane.runs import questions
 from controlplane.runs.controller import Controller, decision_write
 from controlplane.runs.hub import Hub
+from controlplane.runs.nearness import literal_near
 from controlplane.runs.state import RunState
 from controlplane.runs.transitions import Machine, event_write
 from controlplane.runs.work import demand_of
@@ -42,7 +44,9 @@ class RunService:
         inventory: Inventory,
         hub: Hub,
         broker: SecretBroker,
+        catalogue: Catalogue,
     ) -> None:
+        self.catalogue = catalogue
         self.controller = controller
         self.enforcer = enforcer
         self.tools = tools
@@ -134,23 +138,29 @@ class RunService:
             "digest": compiled.digest,
             "problems": [_problem(one) for one in problems],
             "decision": decision,
-            "placements": self._placements(compiled),
+            "placements": await self._placements(principal.tenant, compiled),
         }
 
-    def _placements(self, compiled: CompiledWorkflow) -> list[dict[str, Any]]:
+    async def _placements(self, tenant: str, compiled: CompiledWorkflow) -> list[dict[str, Any]]:
         shown = []
         for step in questions.walk(compiled.root):
             if step.verb not in (Verb.CODE, Verb.TOOL):
                 continue
-            demand = demand_of(step, _pins(step), ())
-            found = plan(self.inventory.snapshot(sandboxes=step.verb is Verb.CODE), [demand])
+            demand = await self.catalogue.known(tenant, demand_of(step, _written_inputs(step), literal_near(step)))
+            snapshot = self.inventory.snapshot(sandboxes=step.verb is Verb.CODE, releases=demand.local)
+            found = plan(snapshot, [demand])
+            notes = self.catalogue.notes(demand)
             one: dict[str, Any] = {"path": step.pointer, "id": step.id, "tier": None, "node": None, "waiting": []}
             for placed in found.placements:
-                one |= {"tier": placed.tier, "node": placed.node, "explanation": placed.explanation.to_json()}
+                one |= {
+                    "tier": placed.tier,
+                    "node": placed.node,
+                    "explanation": replace(placed.explanation, notes=notes).to_json(),
+                }
             for blocked in found.waiting:
                 one |= {
                     "waiting": [reason.to_json() for reason in blocked.reasons],
-                    "explanation": blocked.explanation.to_json(),
+                    "explanation": replace(blocked.explanation, notes=notes).to_json(),
                 }
             shown.append(one)
         return shown
@@ -257,15 +267,15 @@ class RunService:
         await self.controller.journal.write([write])
 
 
-def _pins(step: CompiledStep) -> tuple[DataNeed, ...]:
-    """Roots that literal inputs name."""
+def _written_inputs(step: CompiledStep) -> tuple[DataNeed, ...]:
+    """What literal inputs name."""
     template = step.fields.get("inputs")
     if template is None or not template.is_literal:
         return ()
     value = template.render(Scope.root(None, {}))
     found = value.values() if isinstance(value, dict) else []
-    names = ["data://" + one.split("/")[2] for one in found if isinstance(one, str) and one.startswith("data://")]
-    return tuple(DataNeed(key=name, pinned=True) for name in names)
+    addresses = dict.fromkeys(one for one in found if isinstance(one, str))
+    return tuple(DataNeed(key=one, pinned=one.startswith("data://")) for one in addresses)
 
 
 def _problem(problem: Problem) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from controlplane.store import Write, encoded, upsert
 from controlplane.tables import StepRow, partition_of
 from controlplane.workflows.expressions import Scope
 from controlplane.workflows.graph import Block, CompiledStep, CompiledWorkflow
+from scheduler.delay import Patience
 
 TERMINAL = frozenset({"completed", "failed", "skipped", "cancelled"})
 _ARTIFACT_ID = re.compile(r"art_[0-9a-z]{26}")
@@ -70,6 +71,8 @@ class StepState:
     cancelling: bool = False
     # Since when it has had no place on any node; lost with the process, which only makes it wait longer.
     unplaced_ns: int | None = None
+    # How long it may wait for a node that is better placed than a free one; lost with the process as well.
+    patience: Patience | None = None
     # Calls of this process' time that were refused: asking again and again must not fill the journal.
     refused_calls: int = 0
     # Records of flows of the current attempt that are stored, as (attempt, number), in this process' time.

@@ -9,7 +9,9 @@ from typing import Any
 from urllib.parse import unquote
 
 from controlplane.authorization.values import Decision, EntryPoint, Question
+from controlplane.placement.history import Work
 from controlplane.runs import labels, questions
+from controlplane.runs.nearness import Near, near_of
 from controlplane.runs.state import RunState, StepState, error_value
 from controlplane.store import canonical
 from controlplane.tools.mcp_calls import LISTING, McpOrder, ServerRefused, order
@@ -85,6 +87,11 @@ class Prepared:
     call: ToolCall | None = None
     code: CodeWork | None = None
     wall_seconds: float = 60.0
+
+    @property
+    def work(self) -> Work:
+        """What kind of work it is, for how long such work takes."""
+        return Work(self.run.tenant, self.run.workflow.definition.name, self.step.spec.pointer)
 
     def assignment(self, step: StepState, attempt: str, fence: int, number: int, leased: Leased) -> Assignment:
         """The order to a node for one attempt; ``leased`` is what its call sends, with its secrets in it."""
@@ -299,11 +306,11 @@ def _prepare_code(run: RunState, step: StepState, tools: ToolRegistry, now_ns: i
 
 
 def _demand(run: RunState, step: StepState, now_ns: int, needs: tuple[DataNeed, ...]) -> Demand:
-    own = demand_of(step.spec, needs, _near(step))
+    own = demand_of(step.spec, needs, near_of(step))
     return replace(own, id=f"{run.id}/{step.path}", tenant=run.tenant, starving=starving(step, now_ns))
 
 
-def demand_of(spec: CompiledStep, inputs: tuple[DataNeed, ...], near: tuple[str, ...]) -> Demand:
+def demand_of(spec: CompiledStep, inputs: tuple[DataNeed, ...], near: Near) -> Demand:
     """What a step of this definition asks of a node, also to tell beforehand where it would go."""
     wanted, code = spec.resources, spec.spec.code
     return Demand(
@@ -316,7 +323,8 @@ def demand_of(spec: CompiledStep, inputs: tuple[DataNeed, ...], near: tuple[str,
         gpu_memory_bytes=wanted.gpu_memory_bytes,
         labels=wanted.labels,
         inputs=inputs,
-        near=near,
+        near=near.data,
+        near_models=near.models,
         tiers_allowed=_tiers(spec),
     )
 
@@ -342,6 +350,7 @@ def _inputs(
         scheme, _, rest = address.partition("://")
         if scheme == "artifact":
             grants.append(InputGrant(name=name, artifact=rest))
+            needs.append(DataNeed(key=address))
             continue
         root, _, path = rest.partition("/")
         if not path:
@@ -360,14 +369,3 @@ def _address(what: str, value: Any) -> str:
     if refused is not None:
         raise WorkRefused(error_value("schema", f"{what}: {refused[0]}; {refused[1]}"))
     return value
-
-
-def _near(step: StepState) -> tuple[str, ...]:
-    found: list[str] = []
-    for template in step.spec.near:
-        value = template.render(step.frame.scope)
-        for one in value if isinstance(value, list) else [value]:
-            address = _address("`near`", one)
-            scheme, _, rest = address.partition("://")
-            found.append(f"data://{rest.partition('/')[0]}" if scheme == "data" else address)
-    return tuple(found)

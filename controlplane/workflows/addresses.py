@@ -1,4 +1,4 @@
-"""Addresses of data: ``data://NAME/REL`` beneath a node's exported root, and ``artifact://…``."""
+"""Addresses of data: ``data://NAME/REL`` beneath an exported root, and ``artifact://…``; of ``near`` also models."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 
 _ROOT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
+_MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}\Z")
+MODEL = "model:"
 _ARTIFACT = re.compile(r"artifact://[A-Za-z0-9][A-Za-z0-9._:/-]{0,255}\Z")
 
 
@@ -29,6 +31,17 @@ def refuse_address(text: str) -> tuple[str, str] | None:
         return ("data: must be data://NAME/REL", "write data://NAME/REL; inline data goes into args")
     what = f"the scheme {scheme[1]!r} is not an address of data" if scheme else f"{text[:80]!r} is not an address"
     return (what, "write data://NAME/REL, artifact://…, or one whole ${…} that gives such an address")
+
+
+def refuse_near(text: str) -> tuple[str, str] | None:
+    """``refuse_address`` for a member of ``near``, which may also be ``model:NAME``."""
+    if text.startswith(MODEL):
+        name = text.removeprefix(MODEL)
+        return None if _MODEL.match(name) else (f"{name[:80]!r} is not the name of a model", "write model:NAME")
+    refused = refuse_address(text)
+    if refused is None or text.partition(":")[0].lower() in ("file", "data") or text.startswith("/"):
+        return refused
+    return refused[0], "write data://NAME, artifact://…, model:NAME, or the id of an earlier step"
 
 
 def _refuse_data(rest: str) -> tuple[str, str] | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from controlplane.workflows.addresses import refuse_address
+from controlplane.workflows.addresses import refuse_address, refuse_near
 from controlplane.workflows.expressions import Template, compile_template
 from controlplane.workflows.problem_values import Problem, child
 from controlplane.workflows.quantities import parse_duration, parse_instant
@@ -122,12 +122,11 @@ class Fields:
     def address(self, value: str, *path: str | int) -> Template:
         """A template that must give an address of data; a literal is checked now."""
         template = self.template(value, *path)
-        refused = refuse_address(value) if template.is_literal and not self._known_bad(*path) else None
-        if template.is_literal and path[0] == "near" and refused and value.startswith("model:"):
-            self.problem("near a model is not there yet", "name a data:// address", *path, kind="not_yet")
-        elif template.is_literal and path[0] == "near" and refused and value in self.names.steps:
-            self.problem("near a step is not there yet", "name a data:// address", *path, kind="not_yet")
-        elif refused:
+        near = path[0] == "near"
+        refused = None
+        if template.is_literal and not self._known_bad(*path) and not (near and value in self.names.steps):
+            refused = refuse_near(value) if near else refuse_address(value)
+        if refused:
             self.problem(*refused, *path, kind="address")
         elif not template.is_literal and value.lower().startswith(("file:", "/")):
             self.problem(*(refuse_address("file://") or ("", "")), *path, kind="address")

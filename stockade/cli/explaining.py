@@ -173,11 +173,19 @@ def _placed(step: Step, placement: dict[str, Any], names: dict[str, str]) -> Non
         left_out = ", ".join(f"{count} by {code}" for code, count in filtered.items())
         _say("", f"of {candidates} nodes, left out: {left_out}")
     for one in placement.get("top") or ():
-        if not isinstance(one, dict):
-            continue
-        terms = ", ".join(f"{term} {float(cost):.3f}" for term, cost in (one.get("terms") or {}).items())
-        name = names.get(str(one.get("node")), str(one.get("node")))
-        _say("", f"{name} would cost {float(one.get('cost_seconds') or 0):.3f} s{f' ({terms})' if terms else ''}")
+        if isinstance(one, dict):
+            _say("", f"{names.get(str(one.get('node')), str(one.get('node')))} would cost {_cost(one)}")
+    for one in placement.get("busy") or ():
+        if isinstance(one, dict):
+            _say("", f"{names.get(str(one.get('node')), str(one.get('node')))} is full: would cost {_cost(one)}")
+    for note in placement.get("notes") or ():
+        _say("note", str(note))
+
+
+def _cost(candidate: dict[str, Any]) -> str:
+    """Seconds, and what they are made of."""
+    terms = ", ".join(f"{term} {float(cost):.3f}" for term, cost in (candidate.get("terms") or {}).items())
+    return f"{float(candidate.get('cost_seconds') or 0):.3f} s{f' ({terms})' if terms else ''}"
 
 
 def _control(run: Run, step: Step, detail: dict[str, Any]) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from controlplane.nodes.inventory import CACHE_LISTED, Inventory, Node
+from controlplane.nodes.inventory import Inventory
+from controlplane.nodes.node import CACHE_LISTED, Node
 from controlplane.runs.hub import LIVE_STEPS, Hub
 from dataplane.protocol import Capacity, DataRoot, Directive, Heartbeat, Register
 
@@ -32,9 +33,9 @@ def test_what_a_node_holds_is_made_once_until_it_changes() -> None:
     one.heard(Heartbeat(free=CAPACITY))
     assert one.view(sandboxes=True).holds is one.view(sandboxes=False).holds is held
     one.heard(Heartbeat(free=CAPACITY, cached_added=["c"], cached_removed=["a"]))
-    assert one.holds() == {"b", "c"}
+    assert one.holds() == {"b", "c", "node:node_1"}
     one.heard(Heartbeat(free=CAPACITY, data=[DataRoot(name="d", size_bytes=1, digest="", files=1)]))
-    assert one.holds() == {"b", "c", "data://d"}
+    assert one.holds() == {"b", "c", "data://d", "node:node_1"}
 
 
 def test_a_node_lists_no_more_than_its_bound() -> None:

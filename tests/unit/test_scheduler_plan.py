@@ -52,6 +52,9 @@ def refused(nodes: list[NodeView], asked: Demand) -> tuple[ReasonCode, str, str,
     return reason.code, reason.message, reason.fix, reason.permanent
 
 
+NEAR_LOGS = (DataNeed(key="data://logs"),)
+
+
 def test_data_on_a_node_draws_the_step_there() -> None:
     nodes = [node("a"), node("b", holds=frozenset({"data://logs"}))]
     assert chosen(nodes, demand(inputs=(DataNeed(key="data://logs", size_bytes=10**9),))) == "b"
@@ -60,9 +63,9 @@ def test_data_on_a_node_draws_the_step_there() -> None:
 
 def test_near_is_a_preference_and_never_blocks() -> None:
     busy = node("b", holds=frozenset({"data://logs"}), cpu_milli_free=0)
-    assert chosen([node("a"), node("b", holds=frozenset({"data://logs"}))], demand(near=("data://logs",))) == "b"
-    assert chosen([node("a"), busy], demand(near=("data://logs",))) == "a"
-    assert chosen([node("a")], demand(near=("data://nowhere",))) == "a"
+    assert chosen([node("a"), node("b", holds=frozenset({"data://logs"}))], demand(near=NEAR_LOGS)) == "b"
+    assert chosen([node("a"), busy], demand(near=NEAR_LOGS)) == "a"
+    assert chosen([node("a")], demand(near=(DataNeed(key="data://nowhere"),))) == "a"
 
 
 def test_moving_bytes_is_compared_with_waiting_in_seconds() -> None:

@@ -361,6 +361,15 @@ CASES: list[tuple[str, dict[str, Any], str, str, str, str]] = [
         "file://",
         "data://NAME/REL",
     ),
+    (
+        "model without a name",
+        workflow(code(near="model:")),
+        "/steps/0/near",
+        "address",
+        "name of a model",
+        "model:NAME",
+    ),
+    ("later step", workflow(code(near="z"), {**code(), "id": "z"}), "/steps/0/near", "address", "'z'", "earlier step"),
     ("climbing address", workflow(code(near="data://logs/../x")), "/steps/0/near", "address", "'..'", "data://"),
     (
         "two languages",
@@ -445,7 +454,6 @@ NOT_YET = [
     *((f"/steps/0/sandbox/{name}", code(sandbox={name: "x"})) for name in ("session", "checkpoint", "template")),
     *(("/steps/0/sandbox/tier", code(sandbox={"tier": tier})) for tier in ("gvisor", "microvm")),
     ("/steps/0/wait/event", {"id": "a", "wait": {"event": "x"}}),
-    ("/steps/0/near", code(near="model:small")),
     ("/steps/0/set", {"id": "a", "set": "${last.x}"}),
 ]
 
