@@ -136,7 +136,12 @@ class Snapshot:
 
     @cached_property
     def gpu_total(self) -> Ints:
-        return np.fromiter((len(node.gpus) for node in self.nodes), dtype=np.int64, count=len(self.nodes))
+        return np.fromiter(map(len, map(attrgetter("gpus"), self.nodes)), dtype=np.int64, count=len(self.nodes))
+
+    @cached_property
+    def has_releases(self) -> bool:
+        """Whether any node says when what runs there ends."""
+        return any(map(attrgetter("releases"), self.nodes))
 
     @cached_property
     def _gpus(self) -> tuple[Rows, Ints, Bools]:

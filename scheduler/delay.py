@@ -56,7 +56,6 @@ class Delay:
     """When full nodes will have room, during one ``plan`` call."""
 
     def __init__(self, snapshot: Snapshot, ledger: Ledger) -> None:
-        self.known = any(node.releases for node in snapshot.nodes)
         self._snapshot = snapshot
         self._ledger = ledger
         self._claims: dict[int, list[tuple[float, float | None, Needs]]] = {}
@@ -64,7 +63,9 @@ class Delay:
 
     def busy(self, board: Scoreboard, best_free: int) -> list[Busy]:
         """Full nodes that would be cheaper than the best free one but for the wait, the cheapest with it first."""
-        found = []
+        found: list[Busy] = []
+        if not self._snapshot.has_releases:
+            return found
         for row in board.full_rows(board.cost_at(best_free) - WORTH_SECONDS, BUSY_MOST):
             wait = self._wait(row, board.needs)
             if wait < UNBOUNDED_SECONDS:
@@ -77,7 +78,7 @@ class Delay:
 
     def placed(self, row: int, needs: Needs, count: int, expected_seconds: float | None) -> None:
         """Demands were placed here in this call; they end when they are expected to, or nobody knows when."""
-        if self.known and expected_seconds is not None:
+        if expected_seconds is not None:
             self._placed.setdefault(row, []).extend([_release(needs, expected_seconds)] * count)
 
     def _wait(self, row: int, needs: Needs) -> float:

@@ -86,7 +86,7 @@ def by_boards(snapshot: Snapshot, demands: Sequence[Demand]) -> Plan:
         if board is None:
             board = boards[shape] = Scoreboard(snapshot, ledger, batch[0])
         while batch and (row := board.cheapest()) >= 0:
-            busy = delay.busy(board, row) if delay.known and batch[0].local else []
+            busy = delay.busy(board, row) if batch[0].local else []
             if busy and _worth_waiting(busy[0], board, row, batch[0]):
                 waiting.append(_wait_for(snapshot, busy, board, row, batch[0]))
                 delay.claim(busy[0].row, board.needs, busy[0].wait_seconds, batch[0].expected_seconds)
