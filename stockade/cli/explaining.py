@@ -167,19 +167,24 @@ def _placed(step: Step, placement: dict[str, Any], names: dict[str, str]) -> Non
     """Where it is and what that place was preferred for; costs are estimated seconds."""
     where = names.get(step.node or "", step.node or "no node")
     _say("placed", f"on {where} in {step.tier}" if step.tier else f"on {where}")
-    candidates = placement.get("candidates")
+    for line in placement_lines(placement, names):
+        _say("", line)
+    for note in placement.get("notes") or ():
+        _say("note", str(note))
+
+
+def placement_lines(placement: dict[str, Any], names: dict[str, str]) -> list[str]:
+    """How many nodes each filter left out, and what the best three cost; then the full ones that were thought of."""
+    lines = []
     filtered = placement.get("filtered")
     if isinstance(filtered, dict) and filtered:
         left_out = ", ".join(f"{count} by {code}" for code, count in filtered.items())
-        _say("", f"of {candidates} nodes, left out: {left_out}")
-    for one in placement.get("top") or ():
-        if isinstance(one, dict):
-            _say("", f"{names.get(str(one.get('node')), str(one.get('node')))} would cost {_cost(one)}")
-    for one in placement.get("busy") or ():
-        if isinstance(one, dict):
-            _say("", f"{names.get(str(one.get('node')), str(one.get('node')))} is full: would cost {_cost(one)}")
-    for note in placement.get("notes") or ():
-        _say("note", str(note))
+        lines.append(f"of {placement.get('candidates')} nodes, left out: {left_out}")
+    for member, word in (("top", "would cost"), ("busy", "is full: would cost")):
+        for one in placement.get(member) or ():
+            if isinstance(one, dict):
+                lines.append(f"{names.get(str(one.get('node')), str(one.get('node')))} {word} {_cost(one)}")
+    return lines
 
 
 def _cost(candidate: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from stockade.cli import inputs
 from stockade.cli.exits import Exit, Refusal, location, sent, show, visible
+from stockade.cli.explaining import placement_lines
 from stockade.cli.output import DATA_FORMS, Format, say, show_table, show_value
 from stockade.client import Client, Problem, Validation
 
@@ -32,19 +33,30 @@ def validate(client: Client, workflow: str, given: Sequence[str], form: Format) 
             )  # fmt: skip
         return int(Exit.DENIED)
     if form not in DATA_FORMS and found.placements:
-        rows = [
-            [
-                one.id or one.path, one.path, one.tier or "-", one.node or "-",
-                "; ".join(reason.message for reason in one.waiting or ()) or "-",
-            ]
-            for one in found.placements
-        ]  # fmt: skip
-        show_table(["STEP", "AT", "TIER", "NODE", "WAITS FOR"], [[visible(cell) for cell in row] for row in rows])
+        _places(found, {node.id: node.name for node in client.nodes()})
         sys.stdout.flush()
     waits = any(one.waiting for one in found.placements)
     what = "valid, but a step cannot be placed now" if waits else "valid: it would run now"
     say(what if found.placements else "valid: it would run now, and no step of it needs a node")
     return int(Exit.NOT_PLACED if waits else Exit.OK)
+
+
+def _places(found: Validation, names: dict[str, str]) -> None:
+    """Where each step would go and what that would cost; of the others why nowhere, and what would help."""
+    rows = []
+    for one in found.placements:
+        best = next(iter(one.explanation.get("top") or ()), None) if isinstance(one.explanation, dict) else None
+        cost = f"{float(best['cost_seconds']):.3f} s" if one.node and isinstance(best, dict) else "-"
+        waits = "; ".join(f"{reason.message}: {reason.fix or ''}" for reason in one.waiting or ()) or "-"
+        where = names.get(one.node or "", one.node or "-")
+        rows.append([one.id or one.path, one.path, one.tier or "-", where, cost, waits])
+    show_table(["STEP", "AT", "TIER", "NODE", "COST", "WAITS FOR"], [[visible(cell) for cell in row] for row in rows])
+    for one in found.placements:
+        lines = placement_lines(one.explanation, names) if isinstance(one.explanation, dict) else []
+        if lines:
+            print(f"\n{visible(one.id or one.path)}")
+        for line in lines:
+            print(f"  {visible(line)}")
 
 
 def _faults(found: Validation, workflow: str, given: Sequence[str]) -> None:

@@ -264,12 +264,21 @@ def test_followed_logs_come_line_by_line_until_the_run_ends(
             {"valid": True, "placements": [{"path": "/steps/0", "id": "scan", "waiting": [{"message": "no GPU"}]}]},
             Exit.NOT_PLACED, ["scan  /steps/0", "no GPU", "valid, but"],
         ),
+        (
+            {"valid": True, "placements": [{"path": "/steps/0", "id": "scan", "node": "node_1", "explanation": {
+                "candidates": 3, "filtered": {"labels": 1},
+                "top": [{"node": "node_1", "cost_seconds": 4.01, "terms": {"near": 4.0, "sandbox_start": 0.01}}],
+                "busy": [{"node": "node_2", "cost_seconds": 9.0, "terms": {"wait": 9.0}}]}}]},
+            Exit.OK, ["alpha", "4.010 s", "of 3 nodes, left out: 1 by labels", "alpha would cost 4.010 s (near 4.000,",
+                      "node_2 is full: would cost 9.000 s (wait 9.000)"],
+        ),
     ],
 )  # fmt: skip
 def test_validate_says_what_is_not_right(
     httpserver: HTTPServer, printed: Any, tmp_path: Path, answer: dict[str, Any], code: Exit, expected: list[str]
 ) -> None:
     httpserver.expect_request("/v1/runs:validate", method="POST").respond_with_json(answer)
+    httpserver.expect_request("/v1/nodes").respond_with_json({"data": [{"id": "node_1", "name": "alpha"}]})
     file = tmp_path / "flow.json"
     file.write_text("{}")
     with Client(httpserver.url_for("/")) as client:
