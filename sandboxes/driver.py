@@ -14,7 +14,7 @@ from typing import Protocol
 
 from sandboxes.errors import TierUnavailable
 from sandboxes.execution import Command, ConnectionHandler, Event, ToolHandler, no_connections, no_tools
-from sandboxes.spec import SandboxSpec, Strength, Tier
+from sandboxes.spec import FAKE_GPU, SandboxSpec, Strength, Tier
 
 
 class Feature(StrEnum):
@@ -137,5 +137,5 @@ def refuse_missing(driver: Driver, spec: SandboxSpec) -> None:
         raise TierUnavailable(
             f"the tier {driver.tier} has no sockets, so no network can be granted to it; use jail or container"
         )
-    if spec.gpus and Feature.GPU not in driver.features:
+    if Feature.GPU not in driver.features and not all(gpu.startswith(FAKE_GPU) for gpu in spec.gpus):
         raise TierUnavailable(f"the tier {driver.tier} hands no GPU to its guests; use container")

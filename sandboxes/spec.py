@@ -62,7 +62,8 @@ class SandboxSpec:
     there; there is no other way out with it than without. Where ``Feature.NETWORK`` is missing it is refused.
 
     ``gpus``: ids of the host's devices, as its inventory names them. Those that begin with ``FAKE_GPU`` are declared,
-    for tests: nothing is handed to the guest for them but their names. Where ``Feature.GPU`` is missing any is refused.
+    for tests: nothing is handed to the guest for them but their names. Where ``Feature.GPU`` is missing, any other is
+    refused.
     """
 
     tier: Tier

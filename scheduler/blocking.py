@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from scheduler.cluster import IMAGE_PREPARING, Rows, Snapshot
-from scheduler.demand import Demand
+from scheduler.demand import GPU_TIERS, Demand
 from scheduler.explanation import CODES, NUMBER, Reason, ReasonCode
 from scheduler.feasibility import CAPACITY
 from scheduler.ledger import Columns, Hold, Ledger, Needs, shortage
@@ -113,6 +113,10 @@ def _other(
                 fix = "use an image that a node has, or prepare this one on a node"
                 if demand.tier == "container":
                     fix = f"make it on a node: stockade image build {demand.image}, or import an archive"
+        case ReasonCode.GPU_TIER:
+            reach = " or ".join(GPU_TIERS)
+            message = f"{some} with GPUs that no guest of tier {demand.tier} reaches"
+            fix = f"ask for them in sandbox.tier {reach}"
         case ReasonCode.DATA_NOT_EXPORTED:
             keys = sorted({need.key for need in demand.inputs if need.pinned})
             message = f"{some} without all of {', '.join(keys)}"

@@ -139,6 +139,12 @@ class Snapshot:
         return np.fromiter(map(len, map(attrgetter("gpus"), self.nodes)), dtype=np.int64, count=len(self.nodes))
 
     @cached_property
+    def gpus_real(self) -> Bools:
+        """Which nodes have a GPU that exists."""
+        real = [any(not gpu.fake for gpu in node.gpus) for node in self.nodes]
+        return np.array(real, dtype=np.bool_)
+
+    @cached_property
     def has_releases(self) -> bool:
         """Whether any node says when what runs there ends."""
         return any(map(attrgetter("releases"), self.nodes))

@@ -13,6 +13,9 @@ SHELL_TIERS = ("jail", "container")
 NETWORK_TIERS = ("jail", "container")
 """Those whose guests have sockets, so that a network can be granted to them."""
 
+GPU_TIERS = ("container",)
+"""Those whose guests reach a GPU. Declared ones, which nobody reaches, are given out in any tier."""
+
 NO_LABELS: Mapping[str, str] = MappingProxyType({})
 
 

@@ -23,6 +23,7 @@ class ReasonCode(StrEnum):
     TIER_UNAVAILABLE = "tier_unavailable"
     IMAGE_NOT_READY = "image_not_ready"
     DATA_NOT_EXPORTED = "data_not_exported"
+    GPU_TIER = "gpu_tier"
     GPU = "gpu"
     CPU = "cpu"
     MEMORY = "memory"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from scheduler.cluster import IMAGE_READY, TIER_ABSENT, Codes, Snapshot
-from scheduler.demand import Demand
+from scheduler.demand import GPU_TIERS, Demand
 from scheduler.explanation import NUMBER, ReasonCode
 from scheduler.ledger import Ledger, Needs
 
@@ -31,11 +31,14 @@ def tier_choice(snapshot: Snapshot, demand: Demand) -> tuple[Codes, Codes]:
     return choice, best
 
 
-def fixed_filters(snapshot: Snapshot, demand: Demand, needs: Needs, readiness: Codes) -> Codes:
+def fixed_filters(snapshot: Snapshot, demand: Demand, needs: Needs, readiness: Codes, choice: Codes) -> Codes:
     """Filters that no reservation changes. Written from the last to the first, so that the first one is kept."""
     blocked = np.zeros(len(snapshot), dtype=np.int8)
     if needs.gpu and needs.gpu_memory_bytes:
         blocked[snapshot.gpus_of(needs.gpu_memory_bytes, free=False) == 0] = NUMBER[ReasonCode.GPU]
+    if needs.gpu and demand.tier is not None:
+        reach = [place for place, tier in enumerate(demand.tier_options()) if tier in GPU_TIERS]
+        blocked[snapshot.gpus_real & ~np.isin(choice, reach)] = NUMBER[ReasonCode.GPU_TIER]
     for need in demand.inputs:
         if need.pinned:
             blocked[~snapshot.holders(need.key)] = NUMBER[ReasonCode.DATA_NOT_EXPORTED]

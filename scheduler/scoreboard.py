@@ -37,7 +37,7 @@ class Scoreboard:
         self._fixed = np.zeros(len(snapshot), dtype=np.float64)
         for term in self._terms.values():
             self._fixed += term
-        self._passed = fixed_filters(snapshot, demand, self.needs, self.readiness)
+        self._passed = fixed_filters(snapshot, demand, self.needs, self.readiness, self._choice)
         self._recompute()
 
     def _recompute(self) -> None:

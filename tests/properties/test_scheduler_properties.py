@@ -26,6 +26,7 @@ amounts = st.integers(0, 6)
 def node_views(draw: st.DrawFn) -> NodeView:
     totals = {name: draw(amounts) for name in ("cpu", "memory", "slots")}
     free = {name: draw(st.integers(0, total)) for name, total in totals.items()}
+    fake = draw(st.sampled_from((True, True, True, False)))
     return NodeView(
         id="",
         name="",
@@ -36,8 +37,8 @@ def node_views(draw: st.DrawFn) -> NodeView:
         memory_total=totals["memory"],
         slots_free=free["slots"],
         slots_total=totals["slots"],
-        gpus=tuple(
-            GpuView(f"gpu-{index}", memory, is_free)
+        gpus=tuple(  # of one machine, all exist or none does
+            GpuView(f"gpu-{index}", memory, is_free, fake=fake)
             for index, (memory, is_free) in enumerate(draw(st.lists(st.tuples(amounts, st.booleans()), max_size=6)))
         ),
         labels=draw(st.dictionaries(st.just("zone"), st.sampled_from("xy"))),
@@ -120,6 +121,8 @@ def may_hold(view: NodeView, asked: Demand, placement: Placement) -> bool:
         return False
     if asked.tier is None:
         return placement.tier is None
+    if asked.gpu and any(not gpu.fake for gpu in view.gpus):
+        return False  # neither wasm nor jail reaches one
     if asked.tiers_allowed and placement.tier not in asked.tiers_allowed:
         return False
     if asked.tier != "auto" and placement.tier != asked.tier:

@@ -31,7 +31,9 @@ def node(name: str, **changes: Any) -> NodeView:
 
 
 def gpus(count: int, *, free: int | None = None, memory: int = 0) -> tuple[GpuView, ...]:
-    return tuple(GpuView(f"gpu-{i}", memory, i < (count if free is None else free)) for i in range(count))
+    """Declared ones: any tier can have them."""
+    left = count if free is None else free
+    return tuple(GpuView(f"gpu-{i}", memory, i < left, fake=True) for i in range(count))
 
 
 def demand(id: str = "d", **changes: Any) -> Demand:
@@ -198,8 +200,25 @@ def test_the_nearest_node_with_too_few_gpus_is_named_with_what_it_has() -> None:
     assert fix == "ask for less or join a larger node: it would fit on node a with 2 GPUs more"
 
 
+def test_a_gpu_that_exists_goes_to_a_tier_whose_guests_reach_it() -> None:
+    tiers = {"wasm": {"python": True}, "container": {"python": True}}
+    real = node("a", tiers=tiers, gpus=(GpuView("GPU-1", 80 * GIB),))
+    for tier in ("wasm", "auto"):
+        code, message, fix, permanent = refused([real], demand(tier=tier, gpu=1))
+        assert (code, permanent) == (ReasonCode.GPU_TIER, True)
+        assert message == f"1 node with GPUs that no guest of tier {tier} reaches"
+        assert fix == "ask for them in sandbox.tier container"
+    assert chosen([real], demand(tier="container", gpu=1)) == "a"
+    assert chosen([real], demand(tier="wasm")) == "a"
+
+
 def test_gpu_memory_is_of_each_device() -> None:
-    mixed = node("a", gpus=(GpuView("large", 80 * GIB), GpuView("small", 24 * GIB), GpuView("other", 24 * GIB)))
+    mixed = node(
+        "a",
+        gpus=tuple(
+            GpuView(name, size * GIB, fake=True) for name, size in (("large", 80), ("small", 24), ("other", 24))
+        ),
+    )
     result = plan(Snapshot((mixed,)), [demand("1", gpu=1), demand("2", gpu=1, gpu_memory_bytes=40 * GIB)])
     assert [[gpu.id for gpu in placement.gpus] for placement in result.placements] == [["small"], ["large"]]
     code, message, fix, permanent = refused([mixed], demand(gpu=2, gpu_memory_bytes=40 * GIB))
