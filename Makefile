@@ -28,7 +28,7 @@ BASE_PACKAGES := python3,python3-venv,bubblewrap,ca-certificates
 COMPONENTS := tools docker runsc opa compose compose-v2 llamacpp sglang
 
 .PHONY: image wheels base deploy-images demo test test-long check bench clean sync sync-science
-.PHONY: components components-status components-stop $(COMPONENTS:%=components-%)
+.PHONY: mcp-time components components-status components-stop $(COMPONENTS:%=components-%)
 
 $(UV):
 	@mkdir -p $(SETUP)
@@ -98,6 +98,13 @@ components:
 
 $(COMPONENTS:%=components-%): components-%:
 	@$(PYTHON) deploy/components install $*
+
+# The packages of examples/mcp: for the Python of jails, which is the system's where there is one.
+GUEST_PYTHON := $(shell test -x /usr/bin/python3 && echo /usr/bin/python3 || echo $(PYTHON))
+mcp-time: $(UV)
+	$(UV) pip install -q --no-config --python $(GUEST_PYTHON) --require-hashes --target $(STOCKADE_COMPONENTS)/mcp-time \
+	  -r examples/mcp/requirements.txt
+	chmod -R o+rX $(STOCKADE_COMPONENTS)/mcp-time
 
 components-status:
 	@$(PYTHON) deploy/components status

@@ -90,8 +90,7 @@ class NodeDaemon:
         self._heartbeat_due = 0.0
         self._node = ""
         self._draining = False
-        self._idle = anyio.Event()
-        self._stopped = anyio.Event()
+        self._idle, self._stopped = anyio.Event(), anyio.Event()
         self.lease = lease or Lease()
         self._custody = Custody(self.lease, drivers, self._end)
         self._attempts = self._custody.attempts
@@ -111,15 +110,14 @@ class NodeDaemon:
         self._record = Lane(self._control_plane.record)
         self._spool = OutputSpool(self._control_plane, config.state_dir / "spool")
         self._mcp = McpCalls(self._control_plane, drivers, roots, lookup)
-        gateway = ToolGateway(self._control_plane, self._http, self._mcp, self.lease)
+        self._gateway = ToolGateway(self._control_plane, self._http, self._mcp, self.lease)
         self._flows = FlowLog(self._control_plane.flows)
         self._lookup = lookup
-        self._gateway = gateway
         self._runner = Runner(
             control_plane=self._control_plane,
             drivers=drivers,
             inputs=Inputs(self._control_plane, self._cache, roots),
-            gateway=gateway,
+            gateway=self._gateway,
             spool=self._spool,
             lease=self.lease,
             guest_calls=self._guest_calls,

@@ -20,16 +20,17 @@ from controlplane.runs.hub import Hub
 from controlplane.runs.nearness import literal_near
 from controlplane.runs.state import RunState
 from controlplane.runs.transitions import Machine, event_write
-from controlplane.runs.work import demand_of
+from controlplane.runs.work import beside_server, demand_of
 from controlplane.secrets.broker import SecretBroker
 from controlplane.store import Write, canonical, insert
 from controlplane.tables import RunDefinitionRow, RunRow, partition_of
+from controlplane.tools.mcp_calls import ServerRefused, order
 from controlplane.tools.registry import ToolRegistry, check_args, match
 from controlplane.workflows.expressions import Scope
 from controlplane.workflows.graph import CompiledStep, CompiledWorkflow, compile_workflow
 from controlplane.workflows.problem_values import Problem, WorkflowInvalid
 from controlplane.workflows.spec import Verb
-from scheduler.demand import DataNeed
+from scheduler.demand import DataNeed, Demand
 from scheduler.planner import plan
 
 
@@ -141,12 +142,22 @@ class RunService:
             "placements": await self._placements(principal.tenant, compiled),
         }
 
+    def _demand(self, tenant: str, step: CompiledStep) -> Demand:
+        demand = demand_of(step, _written_inputs(step), literal_near(step))
+        tool = self.tools.get(tenant, step.spec.tool or "")
+        if tool is None or tool.mcp is None:
+            return demand
+        try:
+            return beside_server(demand, order(self.tools.servers.get(tenant, tool.mcp.server), "", tool.mcp, {}))
+        except ServerRefused:  # the run will say it
+            return demand
+
     async def _placements(self, tenant: str, compiled: CompiledWorkflow) -> list[dict[str, Any]]:
         shown = []
         for step in questions.walk(compiled.root):
             if step.verb not in (Verb.CODE, Verb.TOOL):
                 continue
-            demand = await self.catalogue.known(tenant, demand_of(step, _written_inputs(step), literal_near(step)))
+            demand = await self.catalogue.known(tenant, self._demand(tenant, step))
             snapshot = self.inventory.snapshot(sandboxes=step.verb is Verb.CODE, releases=demand.local)
             found = plan(snapshot, [demand])
             notes = self.catalogue.notes(demand)

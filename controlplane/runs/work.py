@@ -181,12 +181,17 @@ def _prepare_tool(
     if call.order is not None:
         # The time of its first start is the platform's, so the server's own limit is the inner one.
         call.order.call.timeout_seconds = min(call.order.call.timeout_seconds, wall)
-        if (process := call.order.call.process) is not None:
-            needs = tuple(DataNeed(key=f"data://{root}", pinned=True) for root in call.order.roots)
-            demand = replace(
-                demand, tier=process.tier, image=process.image, inputs=needs, memory_bytes=process.memory_bytes
-            )
+        demand = beside_server(demand, call.order)
     return Prepared(run=run, step=step, demand=demand, questions=call.questions, call=call, wall_seconds=wall)
+
+
+def beside_server(demand: Demand, mcp: McpOrder) -> Demand:
+    """The demand of a call, on a node that can start its server; a remote one is reached from anywhere."""
+    process = mcp.call.process
+    if process is None:
+        return demand
+    needs = tuple(DataNeed(key=f"data://{root}", pinned=True) for root in mcp.roots)
+    return replace(demand, tier=process.tier, image=process.image, inputs=needs, memory_bytes=process.memory_bytes)
 
 
 def tool_call(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.to_thread
+import structlog
 
 from dataplane.backoff import insist
 from dataplane.client import ControlPlane, RequestRefused
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from dataplane.mcp.conversation import Conversation
     from dataplane.mcp.processes import StdioServers
 
+log = structlog.get_logger("stockade.node")
 _LIBRARY = ("dataplane.mcp.processes", "dataplane.mcp.remote", "dataplane.mcp.results")
 _KINDS = {"mcp_timeout": "timeout", "egress_refused": "policy_denied"}
 
@@ -67,6 +69,9 @@ class McpCalls:
             return failed(str(failure), retryable=failure.retryable, kind=kind, reason=failure.reason)
         except RequestRefused as error:
             return failed(f"the control plane refused a file of the answer: {error}")
+        except Exception as error:  # no server may make the node's own failure, which is tried again, of a call
+            log.exception("a call of an MCP server broke", server=call.server, tool=call.tool)
+            return failed(f"the node broke off with {type(error).__name__}; its log has the details")
 
     async def _perform(self, call: McpCall, key: str, attempt: str, fence: int) -> Outcome:
         from dataplane.mcp.results import value_of

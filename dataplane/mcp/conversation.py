@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Protocol, cast
 
+import httpx2
 import mcp_types as types
 from mcp import MCPError
 from mcp.client.client import Client
@@ -131,6 +132,24 @@ def failure_of(error: MCPError) -> McpFailed:
     if error.code == types.REQUEST_TIMEOUT:
         return McpFailed("mcp_timeout", "the server did not answer in time", retryable=True)
     return McpFailed("mcp_error", f"the server answered with error {error.code}: {plain(str(error)[:_TEXT_MOST])}")
+
+
+def meaning(error: BaseException) -> McpFailed | None:
+    """What broke a conversation, as a failure; ``None`` where it was not the server."""
+    match error:
+        case McpFailed():
+            return error
+        case MCPError():
+            return failure_of(error)
+        case BaseExceptionGroup():
+            found = [meaning(inner) for inner in error.exceptions]
+            return None if None in found else found[0]
+        case httpx2.HTTPError() | OSError():
+            said = f"the server cannot be reached: {type(error).__name__}: {plain(str(error)[:_TEXT_MOST])}"
+            return McpFailed("mcp_unavailable", said, retryable=True)
+        case ValueError() | RuntimeError():  # the client's complaints about a handshake; pydantic's are ValueErrors
+            return McpFailed("mcp_garbage", f"the server's handshake is not what MCP says ({type(error).__name__})")
+    return None
 
 
 def _unusable(definition: dict[str, Any]) -> str | None:

@@ -15,10 +15,9 @@ from typing import TypeVar
 import anyio
 import anyio.abc
 import structlog
-from mcp import MCPError
 from mcp.shared.message import SessionMessage
 
-from dataplane.mcp.conversation import START_SECONDS, Conversation, Streams, connected, failure_of
+from dataplane.mcp.conversation import START_SECONDS, Conversation, Streams, connected, meaning
 from dataplane.mcp.failures import McpFailed
 from dataplane.mcp.guard import UNREAD_MOST, Guard, GuardedWriter, Heard, LineSplitter, parse
 from dataplane.sendable import plain
@@ -121,9 +120,13 @@ class StdioServer:
                     await self._over.wait()
         except TimeoutError:
             self.stop(McpFailed("mcp_timeout", f"the server did not start to speak MCP within {START_SECONDS:g} s"))
-        except MCPError as error:
-            await self._settled()
-            self.stop(failure_of(error))
+        except Exception as error:
+            failure = meaning(error)
+            if failure is None:
+                raise
+            if failure.reason == "mcp_exited":
+                await self._settled()
+            self.stop(failure)
 
     async def _listen(self, events: AsyncIterator[object], said: anyio.abc.ObjectSendStream[Heard]) -> None:
         splitter = LineSplitter()

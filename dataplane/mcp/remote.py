@@ -10,12 +10,11 @@ from urllib.parse import urlsplit
 
 import anyio
 import httpx2
-from mcp import MCPError
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.message import SessionMessage
 
 from dataplane.egress import EgressRefused, Lookup, check
-from dataplane.mcp.conversation import Conversation, Streams, connected, failure_of
+from dataplane.mcp.conversation import Conversation, Streams, connected, meaning
 from dataplane.mcp.failures import McpFailed
 from dataplane.mcp.guard import MESSAGE_BYTES_MOST, UNREAD_MOST, Guard, GuardedWriter, Heard
 from dataplane.protocol import McpEndpoint
@@ -143,7 +142,7 @@ async def _perform(
     except TimeoutError:
         raise McpFailed("mcp_timeout", f"the server did not answer within {seconds:g} s", retryable=True) from None
     except BaseException as error:
-        failure = transport.failure or streams.failure or _meaning(error)
+        failure = transport.failure or streams.failure or meaning(error)
         if failure is None:
             raise
         raise failure from None
@@ -201,18 +200,3 @@ class _RemoteStreams:
                     yield heard, GuardedWriter(told, guard)
                 finally:
                     tasks.cancel_scope.cancel()
-
-
-def _meaning(error: BaseException) -> McpFailed | None:
-    """What broke, as a failure; ``None`` where it was not the server."""
-    if isinstance(error, BaseExceptionGroup):
-        found = [_meaning(inner) for inner in error.exceptions]
-        return None if None in found else found[0]
-    if isinstance(error, McpFailed):
-        return error
-    if isinstance(error, MCPError):
-        return failure_of(error)
-    if isinstance(error, httpx2.HTTPError | OSError):
-        said = f"the server cannot be reached: {type(error).__name__}: {str(error)[:300]}"
-        return McpFailed("mcp_unavailable", said, retryable=True)
-    return None

@@ -2,88 +2,52 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
-import sysconfig
+import subprocess
+import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import anyio
 import pytest
 
 from dataplane import tool_definitions
-from dataplane.data_roots import DataRoots
-from dataplane.mcp.conversation import Conversation
 from dataplane.mcp.failures import McpFailed
-from dataplane.mcp.processes import StdioServers
-from dataplane.protocol import McpCall, McpProcess
+from sandboxes.container.driver import ContainerDriver
 from sandboxes.jail.driver import JailDriver
-from sandboxes.spec import MIB, Strength, Tier
+from sandboxes.spec import MIB, Strength
+from tests import container_engine
+from tests.mcp_servers.started import calling, definitions, process, reviewed, servers
 
 pytestmark = [pytest.mark.anyio, pytest.mark.needs_bubblewrap]
-SERVERS = Path(__file__).parent.parent / "mcp_servers"
-PACKAGES = Path(sysconfig.get_paths()["purelib"])
+REPOSITORY = Path(__file__).parents[2]
+MEMORY_MOST = 96 * MIB
+"""What reading misbehaving servers may cost a node, above a node that reads a good one."""
+
+
+@pytest.fixture(scope="module")
+def jail() -> None:
+    """Skips where there is none."""
+
+    with tempfile.TemporaryDirectory(prefix="stockade-test-") as place:
+        Path(place).chmod(0o755)
+        reason = anyio.run(JailDriver(Path(place), Strength.USER).probe)
+    if reason is not None:
+        assert "jail" not in os.environ.get("STOCKADE_REQUIRE", "").split(","), reason
+        pytest.skip(reason)
 
 
 @pytest.fixture
-def folder() -> Iterator[Path]:
+def folder(jail: None) -> Iterator[Path]:
     """A folder that guests' uids may pass."""
     made = Path(tempfile.mkdtemp(prefix="stockade-test-"))
     made.chmod(0o755)
     (made / "state").mkdir(mode=0o755)
     yield made
     shutil.rmtree(made)
-
-
-def process(mode: str, **more: Any) -> McpProcess:
-    return McpProcess(
-        tier="jail",
-        image="python",
-        command=["python3", "/inputs/servers/server.py", mode],
-        env={"PYTHONPATH": "/inputs/packages"},
-        mounts={"servers": "servers", "packages": "packages", "state": "state"},
-        memory_bytes=384 * MIB,
-        **more,
-    )
-
-
-@asynccontextmanager
-async def servers(folder: Path, **options: Any) -> AsyncIterator[StdioServers]:
-    driver = JailDriver(folder / "jails", Strength.USER)
-    if reason := await driver.probe():
-        pytest.skip(reason)
-    roots = DataRoots({"servers": SERVERS, "packages": PACKAGES, "state": folder / "state"})
-    made = StdioServers({Tier.JAIL: driver}, roots, **options)
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(made.serve)
-        await anyio.wait_all_tasks_blocked()
-        yield made
-        tasks.cancel_scope.cancel()
-    await driver.close()
-    assert not any((folder / "jails").iterdir()), "every sandbox is gone"
-
-
-async def definitions(conversation: Conversation) -> list[dict[str, Any]]:
-    return (await conversation.definitions())[0]
-
-
-async def reviewed(made: StdioServers, mode: str, tool: str) -> Callable[..., McpCall]:
-    offered = await made.perform(mode, process(mode), definitions, 30)
-    definition = next(one for one in offered if one["name"] == tool)
-
-    def call(**args: Any) -> McpCall:
-        return McpCall(
-            server="s", server_id=mode, process=process(mode), tool=tool, args=args, reviewed=definition,
-            timeout_seconds=20,
-        )  # fmt: skip
-
-    return call
-
-
-def calling(call: McpCall) -> Callable[[Conversation], Awaitable[Any]]:
-    return lambda conversation: conversation.call(call, "key")
 
 
 async def test_a_server_starts_once_and_answers(folder: Path) -> None:
@@ -152,6 +116,7 @@ async def test_misbehaviour_ends_the_server_with_a_reason_and_no_other(folder: P
     [
         ("missing", "mcp_exited", "No module named 'a_package_that_is_not_there'"),
         ("many", "mcp_flood", "more than 256 tools"),
+        ("nonsense", "mcp_garbage", "handshake"),
     ],
 )
 async def test_a_server_that_cannot_be_listed_says_why(folder: Path, mode: str, reason: str, says: str) -> None:
@@ -200,6 +165,26 @@ async def test_an_idle_server_is_ended_and_started_again(folder: Path) -> None:
             await made.ended.wait()
         again = (await made.perform("well", process("well"), calling(about()), 30)).structured_content
         assert first["started"] < again["started"]
+
+
+@pytest.fixture
+def engine() -> None:
+    container_engine.require()
+
+
+async def test_a_server_in_a_container_is_called(folder: Path, engine: None) -> None:
+    async with servers(folder, ContainerDriver(folder / "containers", runtime="runc")) as made:
+        about = await reviewed(made, "well", "about", "container")
+        result = await made.perform("well", process("well", "container"), calling(about()), 60)
+        assert result.structured_content["inputs"] == ["packages", "servers", "state"]
+
+
+def test_misbehaviour_costs_the_node_bounded_memory(folder: Path) -> None:
+    command = [sys.executable, "-m", "tests.mcp_servers.started", str(folder)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    measured = json.loads(done.stdout.splitlines()[-1])
+    assert measured["after"] - measured["before"] < MEMORY_MOST, measured
 
 
 def test_a_definition_is_pinned_whatever_the_order_of_its_keys() -> None:

@@ -6,6 +6,7 @@ python3 /inputs/servers/server.py MODE
 from __future__ import annotations
 
 import base64
+import json
 import os
 import sys
 import time
@@ -163,6 +164,14 @@ PIXEL = base64.b64decode(
 )
 
 
+def nonsense() -> None:
+    """Answers every request with what no request asks for."""
+    for line in sys.stdin:
+        asked = json.loads(line)
+        if "id" in asked:
+            OUT.write(json.dumps({"jsonrpc": "2.0", "id": asked["id"], "result": {"well": 1}}).encode() + b"\n")
+
+
 def main(mode: str) -> None:
     match mode:
         case "well":
@@ -173,6 +182,8 @@ def main(mode: str) -> None:
             many(300).run()
         case "verbose":
             verbose().run()
+        case "nonsense":
+            nonsense()
         case "mute":
             time.sleep(3600)
         case "deaf":
