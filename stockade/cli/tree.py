@@ -1,6 +1,7 @@
 """A run as a tree of its steps: what each is, where it is, how long it took, what policy said.
 
-A map of more than ``MOST_CHILDREN`` items is one line of counts and its first failures, however many there are.
+A map of more than ``MOST_CHILDREN`` items is one line of counts and its first failures, however many there are; of an
+agent with as many turns the last ones are shown.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from stockade.client.models import Run, Step
 
 MOST_CHILDREN = 20
 MOST_FAILURES = 3
+MOST_TURNS = 5
 _MARKS = {
     "completed": ("✓", "green"), "failed": ("✗", "red"), "running": ("●", "cyan"), "waiting": ("◌", "yellow"),
     "pending": ("·", "dim"), "ready": ("◦", "dim"), "skipped": ("↷", "dim"), "cancelled": ("⊘", "magenta"),
@@ -148,10 +150,14 @@ def _add(tree: Tree, branch: _Branch, words: Words) -> None:
     else:
         label = line(branch.step, words, branch.name)
     below = tree.add(label)
-    if len(branch.children) > MOST_CHILDREN:
+    children = _ordered(branch.children, words)
+    if len(children) > MOST_CHILDREN and branch.step is not None and branch.step.verb == "agent":
+        below.add(Text(f"{len(children) - MOST_TURNS} earlier turns", "dim"))
+        children = children[-MOST_TURNS:]
+    elif len(children) > MOST_CHILDREN:
         _summarise(below, branch, words)
         return
-    for child in _ordered(branch.children, words):
+    for child in children:
         _add(below, child, words)
 
 
@@ -162,8 +168,7 @@ def _summarise(tree: Tree, branch: _Branch, words: Words) -> None:
     begun = len(branch.children)
     detail = branch.step.detail if branch.step is not None else None
     items = detail.get("items") if isinstance(detail, dict) else None
-    kind = "turns" if branch.step is not None and branch.step.verb == "agent" else "items"
-    number = f"{begun} of {items} items begun" if isinstance(items, int) and items > begun else f"{begun} {kind}"
+    number = f"{begun} of {items} items begun" if isinstance(items, int) and items > begun else f"{begun} items"
     tree.add(Text(f"{number}: {what}", "dim"))
     failed = [step for step in steps if step.status == "failed"]
     for step in failed[:MOST_FAILURES]:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from controlplane.authorization.values import PolicyUnavailable
+from controlplane.runs.journal import JournalFailed
+from controlplane.store import Write
 from tests.integration.model_bench import bench
 from tests.model_http import HttpModels, decision
-from tests.scripted_model import Say, ScriptedModel
+from tests.scripted_model import Asked, Say, ScriptedModel
 
 pytestmark = pytest.mark.anyio
 SCHEMA = {"type": "object", "required": ["n"], "properties": {"n": {"type": "integer"}}, "additionalProperties": False}
@@ -170,6 +173,36 @@ async def test_a_crash_between_answer_and_repair_repeats_no_answer(
         run = await one.ended(run_id)
     assert run["output"] == {"a": {"n": 3}}
     assert [asked.turn for asked in server.asked()] == [0, 1, 1]
+
+
+async def test_an_answer_that_could_not_be_stored_is_asked_for_again_and_other_calls_of_its_run_too(
+    server: ScriptedModel, models: HttpModels, tmp_path: Path
+) -> None:
+    came: Counter[str] = Counter()
+
+    def is_first_of_b(asked: Asked) -> bool:
+        came[asked.messages[0]["content"]] += 1
+        return came["b"] == 1 and asked.messages[0]["content"] == "b"
+
+    server.hold(is_first_of_b)
+    both = [{"id": name, "llm": {"prompt": name}} for name in ("a", "b")]
+    async with bench(tmp_path, models) as one:
+        journal = one.engine.journal
+        append, failed = journal.append, []
+
+        def full_once(writes: Sequence[Write], done: Callable[[BaseException | None], None] | None = None) -> None:
+            if not failed and done is not None and any("step.answered" in write.row for write in writes):
+                failed.append("step.answered")
+                asyncio.get_running_loop().call_soon(done, JournalFailed("disk full"))
+            else:
+                append(writes, done)
+
+        journal.append = full_once  # type: ignore[method-assign]
+        run = await one.run([{"id": "p", "parallel": {}, "do": both}])
+    assert run["output"] == {"p": {"a": "hello", "b": "hello"}}
+    assert failed
+    assert came == {"a": 2, "b": 2}
+    assert len({asked.headers["Idempotency-Key"] for asked in server.asked()}) == 2
 
 
 async def test_policy_refuses_and_parks(server: ScriptedModel, models: HttpModels, tmp_path: Path) -> None:

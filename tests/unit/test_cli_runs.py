@@ -107,6 +107,20 @@ def test_a_map_that_stopped_early_says_of_how_many() -> None:
     assert "37 of 50 items begun: 37 completed" in drawn(run, steps)
 
 
+def test_an_agent_shows_its_turns_in_order_its_model_and_its_tokens() -> None:
+    run = Run.model_validate(the_run("running", []))
+    usage = {"model": "small", "usage": {"prompt_tokens": 120, "completion_tokens": 8}}
+    steps = [Step(path="fix", verb="agent", status="running", detail={**usage, "turn": 11})]
+    for turn in range(1, 12):
+        steps += [Step(path=f"fix#{turn}/{name}", verb="code", status="completed") for name in ("model", "code0")]
+    lines = drawn(run, steps).splitlines()
+    assert "agent small 120 + 8 tokens, 11 turns" in lines[1]
+    assert [line.split("#")[1] for line in lines if "#" in line] == [str(turn) for turn in range(1, 12)]
+    steps += [Step(path=f"fix#{turn}/model", verb="llm", status="completed", detail=usage) for turn in range(12, 41)]
+    text = drawn(run, steps)
+    assert "35 earlier turns" in text and "#36 model" in text and "#35" not in text
+
+
 def drawn(run: Run, steps: list[Step], words: Words | None = None) -> str:
     screen = Console(width=200)
     with screen.capture() as captured:
