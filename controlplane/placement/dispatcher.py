@@ -315,7 +315,8 @@ def denial(decision: Decision) -> dict[str, Any]:
         {"code": one.code, "message": one.message, "rule": one.rule, "remedy": one.remedy} for one in decision.reasons
     ]
     message = "; ".join(one.message for one in decision.reasons) or f"{decision.entry.value} does not allow it"
-    return error_value("policy_denied", message, decision_id=decision.id, reasons=reasons)
+    remedy = " ".join(one.remedy for one in decision.reasons if one.remedy)
+    return error_value("policy_denied", message, decision_id=decision.id, reasons=reasons, remedy=remedy)
 
 
 def _passing(step: StepState) -> bool:

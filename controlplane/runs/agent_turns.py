@@ -139,8 +139,7 @@ def result_text(child: StepState) -> str:
     """A call's outcome as the model is told it."""
     if child.error is not None:
         told = f"Error ({child.error['type']}): {child.error['message']}"
-        remedies = [one["remedy"] for one in child.error.get("reasons", ()) if one.get("remedy")]
-        told += "".join(f"\n{remedy}" for remedy in remedies)
+        told += f"\n{remedy}" if (remedy := child.error.get("remedy")) else ""
     elif child.spec.verb is Verb.CODE:
         told = "None" if child.output is None else encoded(child.output)
     else:
