@@ -16,6 +16,7 @@ from controlplane.config import Settings, SettingsRefused, from_environment
 from controlplane.engine import Engine
 from controlplane.logs import configure_logs
 from controlplane.state_lock import ALREADY_RUNNING, AlreadyRunning, hold_state
+from dataplane.tunnel.frames import MESSAGE_BYTES_MOST
 
 KEEP_ALIVE_SECONDS = 75
 STOP_SECONDS = 2
@@ -64,7 +65,11 @@ def _serve(settings: Settings) -> None:
         ssl_keyfile=settings.tls_key_file,
         loop="uvloop",
         http="httptools",
-        ws="none",
+        ws="websockets-sansio",
+        ws_max_size=MESSAGE_BYTES_MOST,
+        ws_per_message_deflate=False,
+        ws_ping_interval=10.0,
+        ws_ping_timeout=10.0,
         access_log=False,
         log_level="warning",
         server_header=False,

@@ -17,7 +17,7 @@ from controlplane.config import Settings
 from controlplane.inference import deployment_endpoints, usage_endpoints
 from controlplane.inference.gateway import endpoints as model_endpoints
 from controlplane.nodes import endpoints as node_endpoints
-from controlplane.nodes import wire
+from controlplane.nodes import tunnel_endpoint, wire
 from controlplane.openapi import describe
 from controlplane.problems import install_problem_handlers
 from controlplane.runs import endpoints as run_endpoints
@@ -59,7 +59,9 @@ def create_app(settings: Settings, services_factory: ServicesFactory = build_ser
         status_endpoints.router,
     ):
         app.include_router(router)
-    app.router.routes.extend([*wire.routes(), *opa_endpoints.routes(), *model_endpoints.routes()])
+    app.router.routes.extend(
+        [*wire.routes(), *opa_endpoints.routes(), *model_endpoints.routes(), *tunnel_endpoint.routes()]
+    )
     install_problem_handlers(app)
     describe(app)
     larger = {

@@ -70,6 +70,10 @@ class Settings(BaseSettings):
     """One message of a node; a report carries a result of up to 16 MiB."""
     max_model_body_bytes: int = Field(default=16 * MIB, gt=0)
     """One request to a model; images are in it."""
+    node_ca_file: Path | None = None
+    """Who signed the certificates of nodes that listen; default: whom the system trusts."""
+    node_certificate_file: Path | None = None
+    """What such nodes are shown, with its key in the same file; default none."""
     model_seconds: float = Field(default=600.0, gt=0)
     """How long a model may take for an answer, or for the first token of a stream."""
     max_output_bytes: int = Field(default=16 * MIB, gt=0)

@@ -28,6 +28,7 @@ from controlplane.inference.gateway.assembly import LocalGateway, local_gateway
 from controlplane.inference.gateway.metering import Meter
 from controlplane.inference.reconciler import Reconciler
 from controlplane.inference.values import Models
+from controlplane.nodes.dialing import ChosenDialer, DirectDialer, StreamTokens, TunnelDialer, Tunnels
 from controlplane.nodes.inventory import Inventory, Node, Reservation
 from controlplane.placement.catalogue import Catalogue
 from controlplane.placement.dispatcher import Dispatcher
@@ -43,11 +44,13 @@ from controlplane.runs.state import RunState, StepState
 from controlplane.runs.transitions import Machine
 from controlplane.runs.work import WorkRefused, prepare
 from controlplane.secrets.broker import SecretBroker, SecretUnavailable
+from controlplane.secrets.sealing import Sealer
 from controlplane.store import Store
 from controlplane.tables import NodeRow
 from controlplane.tools.registry import ToolRegistry
 from controlplane.workflows.spec import WORK, Verb
 from dataplane.protocol import Register
+from dataplane.serving.tokens import Signer
 
 log = structlog.get_logger(__name__)
 RELOAD_SECONDS = 1.0
@@ -70,6 +73,8 @@ class Engine:
     service: RunService
     deployments: Deployments
     inference: LocalGateway
+    tunnels: Tunnels
+    stream_tokens: StreamTokens
     reloading: dict[str, float]
     """Runs to take from the database again -> when, by the monotonic clock."""
     tries: dict[str, int]
@@ -248,7 +253,12 @@ async def engine(
     catalogue = Catalogue(store, inventory)
     dispatcher = Dispatcher(controller, enforcer, tools, broker, private_hosts, catalogue)
     deployments = Deployments(store, journal, broker, inventory, private_hosts)
+    sealer = await asyncio.to_thread(Sealer.from_file, settings.secrets_key)
+    tunnels, stream_tokens = Tunnels(), StreamTokens(inventory, sealer.derived, Signer(time.time))
+    certificate = settings.node_certificate_file
+    direct = DirectDialer(inventory.address, stream_tokens, ca_file=settings.node_ca_file, certificate=certificate)
     inference = local_gateway(
+        dialer=ChosenDialer(inventory.address, direct, TunnelDialer(tunnels, stream_tokens)),
         identities=identities,
         enforcer=enforcer,
         replicas=deployments,
@@ -273,6 +283,8 @@ async def engine(
         service=RunService(controller, enforcer, tools, inventory, hub, broker, catalogue),
         deployments=deployments,
         inference=inference,
+        tunnels=tunnels,
+        stream_tokens=stream_tokens,
         reloading={},
         tries={},
         opa_bundle=packed,
@@ -296,6 +308,7 @@ async def engine(
                 task.cancel()
     finally:
         await inference.close()
+        await direct.close()
         await policy.close()
 
 

@@ -16,7 +16,7 @@ import anyio.abc
 import anyio.to_thread
 import structlog
 
-from dataplane.config import ConfigError, NodeConfig
+from dataplane.config import ConfigError, Listen, NodeConfig
 from dataplane.daemon import NodeDaemon
 from dataplane.state_lock import ALREADY_RUNNING, AlreadyRunning, hold_state
 from sandboxes.mounts import own_mounts, unmount_below
@@ -131,6 +131,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--container-runtime", choices=("runc", "runsc"), help="default: runsc where the engine has it")
     parser.add_argument("--components", type=Path, help="what make components filled")
     parser.add_argument("--models", type=Path, help="models to serve; default: those of the components")
+    parser.add_argument("--listen", metavar="IP:PORT", help="take connections here, beside the tunnel that is dialled")
+    parser.add_argument("--tls-certificate", type=Path)
+    parser.add_argument("--tls-key", type=Path)
+    parser.add_argument("--client-ca", type=Path, help="whose certificates those who connect must show")
     given = parser.parse_args(argv)
     named = {} if given.name is None else {"name": given.name}
     try:
@@ -142,6 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             labels=dict(_pairs(given.label)),
             slots=given.slots,
             pool_size=given.pool_size,
+            listen=given.listen and Listen.parse(given.listen, given.tls_certificate, given.tls_key, given.client_ca),
             fake_gpus=given.fake_gpus,
             ca_file=given.ca_file,
             drain_seconds=given.drain_seconds,

@@ -13,6 +13,7 @@ import ipaddress
 import os
 import secrets
 import socket
+import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,49 @@ GIB = 1024**3
 
 class ConfigError(Exception):
     """The node cannot start as configured; the message says what to change."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listen:
+    """Where the node takes connections itself. With ``client_ca`` who connects must show a certificate too."""
+
+    host: str
+    port: int
+    certificate: Path | None = None
+    key: Path | None = None
+    client_ca: Path | None = None
+
+    @classmethod
+    def parse(cls, text: str, certificate: Path | None, key: Path | None, client_ca: Path | None) -> Listen:
+        """``IP:PORT``. Raises ``ConfigError`` for another form, and for what would be open to read on a network."""
+        host, _, port = text.rpartition(":")
+        try:
+            address = ipaddress.ip_address(host.strip("[]"))
+            good = 0 < int(port) < 65536 and not address.is_unspecified
+        except ValueError:
+            good = False
+        if not good:
+            raise ConfigError(f"--listen {text!r} is not IP:PORT of one interface, such as 10.0.0.7:7500")
+        if certificate is None and not address.is_loopback:
+            raise ConfigError(f"refusing to listen on {host} without --tls-certificate: prompts would travel open")
+        return cls(host=str(address), port=int(port), certificate=certificate, key=key, client_ca=client_ca)
+
+    @property
+    def address(self) -> str:
+        """For whoever connects."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'http' if self.certificate is None else 'https'}://{host}:{self.port}"
+
+    def ssl_context(self) -> ssl.SSLContext | None:
+        """Blocking. Raises: OSError, ssl.SSLError."""
+        if self.certificate is None:
+            return None
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(self.certificate, self.key)
+        if self.client_ca is not None:
+            context.load_verify_locations(self.client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+        return context
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +100,9 @@ class NodeConfig:
     """A process with which model servers end, however that ends; 0: they outlive even this daemon's crash."""
     container_runtime: Literal["runc", "runsc"] | None = None
     """``None``: ``runsc`` where the Docker Engine has it."""
+
+    listen: Listen | None = None
+    """``None``: the node is reached by the tunnel that it dials."""
 
     def checked_url(self) -> str:
         """The base address without a trailing slash. Raises ``ConfigError`` where a bearer token would travel open."""

@@ -57,6 +57,8 @@ from dataplane.protocol import (
 from dataplane.registration import Registration
 from dataplane.report_queue import SMALL_BYTES, ReportQueue
 from dataplane.runner import Runner
+from dataplane.serving.app import NodeApp, Standing
+from dataplane.serving.reach import Reach
 from dataplane.tool_gateway import ToolGateway
 from sandboxes.driver import Driver
 from sandboxes.errors import DriverFailed
@@ -106,6 +108,11 @@ class NodeDaemon:
         self._inventory = Inventory(config, drivers, absent or {}, roots, self._cache, self.models)
         inner = HttpControlPlane(config.checked_url(), config.read_join_token(), config.ca_file)
         self._control_plane = Registration(inner, self._describe, self._accepted)
+        self._standing = Standing()
+        self._app = NodeApp(self._standing, self.models)
+        self.reach = Reach(
+            self._app.web_app, config.checked_url(), lambda: inner.token, ca_file=config.ca_file, listen=config.listen
+        )
         self._authorize = Lane(self._control_plane.authorize)
         self._record = Lane(self._control_plane.record)
         self._spool = OutputSpool(self._control_plane, config.state_dir / "spool")
@@ -162,6 +169,7 @@ class NodeDaemon:
                     self._inventory.refresh_gpus,
                     self.models.serve,
                     self._mcp.serve,
+                    self.reach.serve,
                     self._prepare_images,
                 ):
                     tasks.start_soon(serve)
@@ -176,6 +184,7 @@ class NodeDaemon:
                 for driver in self._drivers.values():
                     await driver.close()
                 await self._http.close()
+                await self._app.close()
                 await self._control_plane.close()
             self._spool.close()
             pid_file.unlink(missing_ok=True)
@@ -220,6 +229,7 @@ class NodeDaemon:
 
     def _accepted(self, answer: Registered) -> None:
         self._node = answer.node
+        self._standing.heard(answer)
         self._heartbeat_seconds = answer.heartbeat_seconds
         self.lease.configure(answer.lease_seconds, answer.hold_seconds)
         self._custody.changed()

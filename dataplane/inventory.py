@@ -86,6 +86,7 @@ class Inventory:
             data=self._data,
             gpus=self._told_gpus,
             gpus_absent=self._gpus_absent,
+            address="" if self._config.listen is None else self._config.listen.address,
         )
 
     def heartbeat(

@@ -7,6 +7,7 @@
     POST /node/v1/flows      [FlowRecord]        -> [Ack]
     POST /node/v1/output     [OutputChunk]       -> [Ack]
     POST /node/v1/model-logs [ModelLog]          -> [Ack]
+    GET  /node/v1/tunnel     a WebSocket that the node keeps: streams to it (dataplane.tunnel)
     PUT  /node/v1/artifacts?attempt=&fence=&name=&media_type=   bytes -> ArtifactRef
     GET  /node/v1/artifacts/{id}?attempt=&fence=                      -> bytes
 
@@ -89,6 +90,7 @@ class Register(Wire):
     data: list[DataRoot] = []
     gpus: list[GpuDevice] = []
     gpus_absent: str = ""  # why there are none
+    address: str = ""  # https://HOST:PORT where the node listens itself; empty: reach it by its tunnel
 
 
 class Registered(Wire):
@@ -100,6 +102,11 @@ class Registered(Wire):
     lease_seconds: float
     hold_seconds: float
     requires: list[str] = []
+    tenant: str = ""
+    stream_key: str = ""
+    """What the tokens of streams to this node are signed with, while this registration lasts."""
+    now: float = 0.0
+    """Seconds since 1970 by the control plane's clock, which those tokens' ends are of."""
 
 
 class Heartbeat(Wire):

@@ -49,6 +49,7 @@ class Inventory:
         if node is not None:
             self._by_token.pop(node.token_hash, None)
             node.wake.set()
+            node.replaced.set()
 
     def data(self, name: str) -> list[tuple[Node, DataRoot]]:
         """Who exports this root, of the nodes that are there, and what they say of it."""
@@ -63,6 +64,11 @@ class Inventory:
     def by_token(self, token_hash: str) -> Node | None:
         """Whose bearer this is."""
         return self._by_token.get(token_hash)
+
+    def address(self, node_id: str) -> str | None:
+        """Where the node listens itself, if it does."""
+        node = self.nodes.get(node_id)
+        return (node.declared.address or None) if node is not None else None
 
     def by_name(self, tenant: str, name: str) -> Node | None:
         """The node that registered under this name."""

@@ -68,6 +68,8 @@ class Node:
     outbox: deque[Assignment] = field(default_factory=deque)
     directives: deque[Directive] = field(default_factory=deque)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
+    replaced: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when it has registered again, or was removed: this object is of the past."""
     cached: set[str] = field(default_factory=set)
     preparing: dict[tuple[str, str], float] = field(default_factory=dict)
     devices: DeviceLedger = field(default_factory=DeviceLedger)

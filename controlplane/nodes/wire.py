@@ -6,11 +6,13 @@ A node is known by its bearer token. It speaks for attempts that are current und
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import re
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
 from starlette.requests import Request
@@ -115,6 +117,7 @@ async def register(request: Request) -> Response:
         raise too_large(REGISTER_MOST)
     message = await _body(request, Register)
     _check_claims(message)
+    _check_address(message.address, "" if request.client is None else request.client.host)
     if message.version > VERSION or message.version < VERSION - 1:
         fix = f"this control plane speaks version {VERSION}"
         raise invalid_request([problem("/version", f"version {message.version} is not served", fix)])
@@ -132,6 +135,9 @@ async def register(request: Request) -> Response:
         lease_seconds=settings.lease_seconds,
         hold_seconds=settings.hold_seconds,
         requires=sorted(FEATURES & {"freeze", "tool_gateway"}),
+        tenant=tenant,
+        stream_key=engine.stream_tokens.key_of(node.token_hash),
+        now=time.time(),
     )
     return _json(answer)
 
@@ -246,6 +252,23 @@ def _check_claims(message: Register) -> None:
     if len(ids) > GPUS_MOST or len(set(ids)) < len(ids) or not all(0 < len(one) <= GPU_ID_MOST for one in ids):
         fix = f"send at most {GPUS_MOST}, each once, with an id of at most {GPU_ID_MOST} characters"
         raise invalid_request([problem("/gpus", "these are not the GPUs of one machine", fix)])
+
+
+def _check_address(address: str, peer: str) -> None:
+    """A node may have itself connected to, and nobody else."""
+    if not address:
+        return
+    try:
+        parts = urlsplit(address)
+        good = parts.scheme in ("http", "https") and parts.port and address == f"{parts.scheme}://{parts.netloc}"
+        private = parts.scheme == "https" or ipaddress.ip_address(parts.hostname or "").is_loopback
+        same = ipaddress.ip_address(parts.hostname or "") == ipaddress.ip_address(peer)
+    except ValueError:
+        good = private = same = False
+    if not (good and private and same):
+        said = f"it is not an address of this node, which calls from {peer}"
+        fix = "send https://IP:PORT of the interface it calls from, or none: its tunnel is enough"
+        raise invalid_request([problem("/address", said, fix)])
 
 
 def _cancel_again(engine: Engine, node: Node, heartbeat: Heartbeat) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from controlplane.identity import write_private
 
@@ -27,6 +29,7 @@ class Sealer:
         if len(key) != _KEY_BYTES:
             raise ValueError(f"the key that seals secrets has {len(key)} bytes and needs {_KEY_BYTES}")
         self._cipher = AESGCM(key)
+        self._root = HKDF(SHA256(), _KEY_BYTES, salt=None, info=b"stockade derived keys").derive(key)
         self.key_id = hashlib.sha256(b"stockade secrets key id" + key).hexdigest()[:16]
 
     def __repr__(self) -> str:
@@ -49,6 +52,10 @@ class Sealer:
         """Nonce and ciphertext. Only the same ``bound_to`` opens it."""
         nonce = os.urandom(_NONCE_BYTES)
         return nonce + self._cipher.encrypt(nonce, value, bound_to)
+
+    def derived(self, purpose: bytes) -> bytes:
+        """A key for something else, the same each time; nothing can be learned from it about this one."""
+        return HKDF(SHA256(), _KEY_BYTES, salt=None, info=purpose).derive(self._root)
 
     def open(self, key_id: str, sealed: bytes, bound_to: bytes) -> bytes:
         """The value. Raises: SealBroken."""

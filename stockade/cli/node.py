@@ -35,13 +35,17 @@ class Options:
     container_runtime: Literal["runc", "runsc"] | None
     models: Path | None
     lifeline: int
+    listen: str | None = None
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    client_ca: Path | None = None
 
 
 def serve(options: Options) -> int:
     """Run the node until it is told to end; the exit code."""
     try:
         from dataplane.cli import configure_logs, run_node
-        from dataplane.config import ConfigError, NodeConfig
+        from dataplane.config import ConfigError, Listen, NodeConfig
         from dataplane.state_lock import AlreadyRunning
     except ImportError as error:
         raise Refusal(Exit.USAGE, "this installation cannot run a node", why=str(error), fix=install("node")) from None
@@ -68,6 +72,9 @@ def serve(options: Options) -> int:
             components=places.components(),
             models=None if options.models is None else options.models.absolute(),
             lifeline=options.lifeline,
+            listen=None
+            if options.listen is None
+            else Listen.parse(options.listen, options.tls_certificate, options.tls_key, options.client_ca),
         )
         run_node(config)
     except ConfigError as error:

@@ -99,6 +99,10 @@ def node(
         ContainerRuntime | None,
         typer.Option(envvar="STOCKADE_CONTAINER_RUNTIME", help="default: runsc where the engine has it, else runc"),
     ] = None,
+    listen: Annotated[str | None, typer.Option(help="IP:PORT to take connections at, beside the tunnel")] = None,
+    tls_certificate: Annotated[Path | None, typer.Option(help="of --listen; needed away from loopback")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="its key, where it is in another file")] = None,
+    client_ca: Annotated[Path | None, typer.Option(help="whose certificates those who connect must show")] = None,
 ) -> int:
     """Run a node daemon until SIGTERM (drains) or a second signal."""
     if context.invoked_subcommand is not None:
@@ -111,6 +115,7 @@ def node(
             labels=tuple(label or ()), slots=slots, drain_seconds=drain_seconds, state_dir=state_dir,
             cache_dir=cache_dir, ca_file=ca_file, fake_gpus=fake_gpus,
             container_runtime=container_runtime, models=models, lifeline=lifeline,
+            listen=listen, tls_certificate=tls_certificate, tls_key=tls_key, client_ca=client_ca,
         )
     )  # fmt: skip
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 from sqlmodel import select
 
@@ -25,9 +26,11 @@ from controlplane.inference.gateway.metering import Meter
 from controlplane.inference.gateway.questions import IMPLEMENTED
 from controlplane.inference.testing import FixedReplicas
 from controlplane.inference.values import ModelCall, ModelFailed, Replica
+from controlplane.nodes.dialing import NodeUnreachable
 from controlplane.services import Services, open_services
 from controlplane.tables import ModelUsageRow
-from tests.acceptance.cluster import free_port
+from dataplane.serving.tokens import Target
+from tests.acceptance.cluster import free_port, wait_for
 from tests.llama_server import LlamaServer
 
 pytestmark = pytest.mark.anyio
@@ -46,6 +49,13 @@ def served(name: str, url: str, deployment: str = "small", **more: Any) -> Repli
 
 def nowhere(name: str, deployment: str = "small", **more: Any) -> Replica:
     return served(name, f"http://127.0.0.1:{free_port()}/v1", deployment, **more)
+
+
+class NoNodes:
+    """``NodeDialer`` where no replica is on a node."""
+
+    async def post(self, node: str, target: Target, path: str, body: bytes, *, idle_seconds: float) -> Any:
+        raise NodeUnreachable("there are no nodes")
 
 
 class Stage:
@@ -86,6 +96,7 @@ async def stage(
         journal=services.journal,
         broker=services.broker,
         meter=Meter(services.store, services.journal),
+        dialer=NoNodes(),
         private_hosts=frozenset(ports),
         deadline_seconds=60,
         body_bytes_most=1 << 20,
@@ -248,3 +259,24 @@ async def test_a_missing_secret_is_named_and_its_value_is_never(
     assert "canary" not in str(failed.value)
     await on.services.secrets.put("default", "models-key", "canary")
     assert (await on.models.complete(call())).replica == "a"
+
+
+async def test_an_answer_put_together_of_a_stream_is_the_same(
+    tmp_path: Path, llama: LlamaServer, stack: AsyncExitStack
+) -> None:
+    replicas = {"whole": [served("a", llama.url, "whole")], "small": [served("b", llama.url, kind="llamacpp")]}
+    on = await stage(tmp_path, replicas, stack)
+    fixed = {"temperature": 0, "seed": 1, "max_tokens": 12}
+    whole, gathered = [await on.models.complete(call(name, key=name, **fixed)) for name in ("whole", "small")]
+    assert gathered.message["content"] == whole.message["content"]
+    assert (gathered.finish_reason, gathered.completion_tokens) == (whole.finish_reason, whole.completion_tokens)
+    assert gathered.prompt_tokens == whole.prompt_tokens
+
+
+async def test_a_call_nobody_waits_for_ends_at_the_server(
+    tmp_path: Path, llama: LlamaServer, stack: AsyncExitStack
+) -> None:
+    on = await stage(tmp_path, {"small": [served("a", llama.url, kind="llamacpp")]}, stack)
+    with pytest.raises(ModelFailed):
+        await on.models.complete(replace(call(max_tokens=1500, ignore_eos=True), deadline_seconds=1.0))
+    await anyio.to_thread.run_sync(wait_for, lambda: llama.busy_slots() == 0, "the server ending it", 10)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from controlplane.inference.gateway import reading
+from controlplane.inference.gateway.gathering import Gathered
 from controlplane.inference.gateway.questions import limited
 from controlplane.inference.gateway.reading import BadAnswer, Events
 from controlplane.inference.gateway.refusals import GatewayRefused
@@ -165,3 +166,49 @@ def test_what_is_no_answer_is_one_of_a_broken_server(answer: dict[str, Any]) -> 
 @pytest.mark.parametrize("count", [-1, 2**60, "5", None, 1.5, True])
 def test_token_counts_are_not_taken_on_trust(count: Any) -> None:
     assert reading.usage({"usage": {"prompt_tokens": count, "completion_tokens": 3}}) == (0, 3)
+
+
+def chunk(delta: dict[str, Any] | None = None, index: Any = 0, **choice: Any) -> dict[str, Any]:
+    return {"id": "c", "model": "small", "choices": [{"index": index, "delta": delta or {}, **choice}]}
+
+
+def test_a_stream_becomes_one_answer() -> None:
+    gathered = Gathered("chat.completion")
+    call = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "look", "arguments": ""}}
+    for one in (
+        chunk({"role": "assistant", "content": None}),
+        chunk({"content": "I "}, logprobs={"content": [1]}),
+        chunk({"content": "look."}, logprobs={"content": [2]}),
+        chunk({"content": "other"}, index=1),
+        chunk({"tool_calls": [call]}),
+        chunk({"tool_calls": [{"index": 0, "function": {"arguments": '{"a":'}}]}),
+        chunk({"tool_calls": [{"index": 0, "function": {"arguments": "1}"}}]}),
+        chunk(finish_reason="tool_calls"),
+        {"id": "c", "model": "small", "choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 2}},
+    ):
+        gathered.add(one)
+    whole = gathered.whole()
+    assert (whole["object"], whole["usage"]) == ("chat.completion", {"prompt_tokens": 1, "completion_tokens": 2})
+    first, second = whole["choices"]
+    called = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": '{"a":1}'}}
+    assert first["message"] == {"role": "assistant", "content": "I look.", "tool_calls": [called]}
+    assert (first["finish_reason"], first["logprobs"]) == ("tool_calls", {"content": [1, 2]})
+    assert second["message"]["content"] == "other"
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        chunk(index=-1),
+        chunk(index="0"),
+        chunk(index=10**9),
+        chunk({"content": 5}),
+        chunk({"tool_calls": {"index": 0}}),
+        chunk({"tool_calls": [1]}),
+        chunk({"tool_calls": [{"index": 10**9}]}),
+        chunk({"tool_calls": [{"index": 0, "function": {"name": []}}]}) | {"choices": [{"delta": {"content": []}}]},
+    ],
+)
+def test_a_stream_that_cannot_be_put_together_is_a_broken_servers(broken: dict[str, Any]) -> None:
+    with pytest.raises(BadAnswer):
+        Gathered("chat.completion").add(broken)

@@ -9,6 +9,7 @@ routing.py       least outstanding, the prefix's holder first; admission
 prefixes.py      who was sent which beginnings of prompts
 upstream.py      the port to model servers, and its adapter over HTTP
 reading.py       answers of servers, which are hostile: bounded, and rebuilt from what is known
+gathering.py     a stream made into one answer
 metering.py      tokens by principal, run and model
 models.py        the port ``Models``, for the control plane itself
 refusals.py      every "no", in OpenAI's form

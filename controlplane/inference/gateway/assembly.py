@@ -10,8 +10,9 @@ from controlplane.inference.gateway.authority import Authority, LocalAuthority
 from controlplane.inference.gateway.metering import Meter
 from controlplane.inference.gateway.models import GatewayModels
 from controlplane.inference.gateway.performing import Performer
-from controlplane.inference.gateway.upstream import ExternalServers
+from controlplane.inference.gateway.upstream import AnyServers, ExternalServers, NodeServers
 from controlplane.inference.values import Replicas
+from controlplane.nodes.dialing import NodeDialer
 from controlplane.runs.journal import Journal
 from controlplane.secrets.broker import SecretBroker
 
@@ -34,11 +35,11 @@ class LocalGateway:
     routes: ModelGateway
     models: GatewayModels
     meter: Meter
-    upstream: ExternalServers
+    external: ExternalServers
 
     async def close(self) -> None:
         """End its connections to servers."""
-        await self.upstream.close()
+        await self.external.close()
 
 
 def local_gateway(
@@ -49,6 +50,7 @@ def local_gateway(
     journal: Journal,
     broker: SecretBroker,
     meter: Meter,
+    dialer: NodeDialer,
     private_hosts: frozenset[str],
     deadline_seconds: float,
     body_bytes_most: int,
@@ -57,12 +59,12 @@ def local_gateway(
     authority = LocalAuthority(
         identities=identities, enforcer=enforcer, replicas=replicas, journal=journal, broker=broker, meter=meter
     )
-    upstream = ExternalServers(authority.key, private_hosts)
-    performer = Performer(authority, upstream)
+    external = ExternalServers(authority.key, private_hosts)
+    performer = Performer(authority, AnyServers(NodeServers(dialer), external))
     routes = ModelGateway(
         authority=authority,
         performer=performer,
         deadline_seconds=deadline_seconds,
         body_bytes_most=body_bytes_most,
     )
-    return LocalGateway(routes=routes, models=GatewayModels(authority, performer), meter=meter, upstream=upstream)
+    return LocalGateway(routes=routes, models=GatewayModels(authority, performer), meter=meter, external=external)

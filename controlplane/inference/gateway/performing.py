@@ -17,6 +17,7 @@ import structlog
 
 from controlplane.inference.gateway import questions, reading
 from controlplane.inference.gateway.authority import Admission, Authority
+from controlplane.inference.gateway.gathering import Gathered
 from controlplane.inference.gateway.metering import Usage
 from controlplane.inference.gateway.prefixes import chain
 from controlplane.inference.gateway.reading import BadAnswer
@@ -30,6 +31,8 @@ STREAM_IDLE_SECONDS = 120.0
 ERROR_BYTES_MOST = 64 * 1024
 TRIES_MOST = 8
 log = structlog.get_logger(__name__)
+_KINDS = {Operation.CHAT: "chat.completion", Operation.COMPLETION: "text_completion"}
+"""What whole answers of these operations call themselves."""
 
 
 class Exchange:
@@ -89,6 +92,14 @@ class Exchange:
             self.is_complete = True
             return None
         return self.seen(event)
+
+    async def gather(self, events: reading.Events, kind: str) -> None:
+        """Take the whole stream as one answer. Raises: BadAnswer, Unreachable."""
+        gathered = Gathered(kind)
+        while (event := await events.next()) is not None:
+            gathered.add(self.seen(event))
+        self.whole, self.is_complete = gathered.whole(), True
+        await self.drain()
 
     async def drain(self) -> None:
         """After the last chunk: let the connection be used again."""
@@ -243,10 +254,13 @@ class Performer:
             exchange = Exchange(self, admission, deployment, ticket, answer, begun)
             if request.is_stream:
                 await exchange.begin(reading.Events(answer.read))
+                return exchange
+            if _is_gathered(request, replica):
+                await exchange.gather(reading.Events(answer.read), _KINDS[request.operation])
             else:
                 exchange.whole = exchange.seen(await reading.whole(answer.read))
-                _as_asked(exchange.whole, request)
                 exchange.is_complete = True
+            _as_asked(exchange.whole, request)
             return exchange
         except BaseException:
             if answer is not None:
@@ -268,12 +282,16 @@ def _busy(deployment: str) -> GatewayRefused:
     return GatewayRefused("busy", said, fix="Try again, or deploy more replicas.", retry_after=1)
 
 
+def _is_gathered(request: ModelRequest, replica: Replica) -> bool:
+    return replica.kind == "llamacpp" and request.operation in _KINDS
+
+
 def _body(admission: Admission, request: ModelRequest, replica: Replica) -> bytes:
     body: dict[str, Any] = {**request.body, "model": replica.served_name}
     if request.operation is not Operation.EMBEDDING:
         field = "max_completion_tokens" if request.operation is Operation.CHAT else "max_tokens"
         body = questions.limited(body, admission.tokens_limit, field if replica.kind == "external" else "max_tokens")
-        if request.is_stream:
+        if request.is_stream or _is_gathered(request, replica):
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         if replica.kind == "sglang":
             body["cache_salt"] = admission.tenant

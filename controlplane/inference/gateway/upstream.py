@@ -13,7 +13,9 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from controlplane.inference.values import Replica
+from controlplane.nodes.dialing import NodeDialer, NodeUnreachable, post_again
 from dataplane.egress import CheckedResolver, EgressRefused, check_literal
+from dataplane.serving.tokens import Target
 
 CONNECT_SECONDS = 5.0
 CONNECTIONS_MOST = 1024
@@ -83,14 +85,6 @@ class HttpAnswer:
         self._response.close()
 
 
-async def post_again(post: Callable[[], Awaitable[aiohttp.ClientResponse]]) -> aiohttp.ClientResponse:
-    """Once more where a kept connection turned out to be closed: a call of a model has no effect to fear."""
-    try:
-        return await post()
-    except aiohttp.ServerDisconnectedError:
-        return await post()
-
-
 class ExternalServers:
     """``Upstream`` for replicas with a URL. ``private_hosts`` are ``host:port`` that may be reached though private."""
 
@@ -144,3 +138,32 @@ class ExternalServers:
                 read_bufsize=1 << 16,
             )
         return found
+
+
+class NodeServers:
+    """``Upstream`` for replicas on nodes."""
+
+    def __init__(self, dialer: NodeDialer) -> None:
+        self._dialer = dialer
+
+    async def post(self, replica: Replica, path: str, body: bytes, *, idle_seconds: float) -> UpstreamAnswer:
+        target = Target(tenant=replica.tenant, kind="models", name=replica.id)
+        try:
+            response = await self._dialer.post(
+                replica.node or "", target, f"/v1{path}", body, idle_seconds=idle_seconds
+            )
+        except NodeUnreachable as gone:
+            raise Unreachable(str(gone)) from None
+        return HttpAnswer(response)
+
+
+class AnyServers:
+    """``Upstream`` for all replicas."""
+
+    def __init__(self, nodes: Upstream, external: Upstream) -> None:
+        self._nodes = nodes
+        self._external = external
+
+    async def post(self, replica: Replica, path: str, body: bytes, *, idle_seconds: float) -> UpstreamAnswer:
+        chosen = self._external if replica.node is None else self._nodes
+        return await chosen.post(replica, path, body, idle_seconds=idle_seconds)
