@@ -89,7 +89,7 @@ test-long: check
 	$(RUN)/pytest
 
 bench: sync-science
-	for area in engine sandboxes placement policy; do $(RUN)/python -m benchmarks $$area --json || exit 1; done
+	for area in engine sandboxes placement policy gateway; do $(RUN)/python -m benchmarks $$area --json || exit 1; done
 
 # The real programs: Docker Engine, gVisor, OPA, llama.cpp, SGLang. `make demo` needs none of them; tests skip what is
 # not there.

@@ -7,7 +7,7 @@ import sys
 
 from benchmarks.report import host, print_json, print_table
 
-NAMES = ("engine", "sandboxes", "placement", "policy")
+NAMES = ("engine", "sandboxes", "placement", "policy", "gateway")
 
 
 def main(argv: list[str]) -> int:
