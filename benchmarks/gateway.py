@@ -5,7 +5,8 @@ tunnel      control plane → the tunnel of a node → its server
 added       p50, p95, p99 of each pair's difference: the gateway's time less the bare server's right before it
 
 One token is asked for, so that the server's own time is small. Every call through the gateway is authenticated, decided
-by policy, and its decision stored with fsync before the server hears of it. Connections are made before the clock starts.
+by policy, and its decision stored with fsync before the server hears of it. Connections are made before the clock
+starts.
 """
 
 from __future__ import annotations

@@ -7,15 +7,18 @@ import contextlib
 import os
 import socket
 import sys
+from urllib.parse import urlsplit
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from controlplane.app import create_app
 from controlplane.config import Settings, SettingsRefused, from_environment
 from controlplane.engine import Engine
 from controlplane.logs import configure_logs
 from controlplane.state_lock import ALREADY_RUNNING, AlreadyRunning, hold_state
+from dataplane.config import is_loopback
 from dataplane.tunnel.frames import MESSAGE_BYTES_MOST
 
 KEEP_ALIVE_SECONDS = 75
@@ -41,10 +44,13 @@ class _Server(uvicorn.Server):
 def main() -> None:
     """Serve until SIGTERM or SIGINT."""
     os.umask(0o077)  # what is kept here is nobody else's to read
-    _usage().parse_args()
+    role = _usage().parse_args().role
     configure_logs()
     try:
         settings = from_environment()
+        if role == "gateway":
+            _run(uvicorn.Server(_configured(_gateway(settings), settings)))
+            return
         with hold_state(settings.root, settings.url):
             _serve(settings)
     except SettingsRefused as refused:
@@ -57,7 +63,27 @@ def main() -> None:
 
 def _serve(settings: Settings) -> None:
     app = create_app(settings)
-    config = uvicorn.Config(
+    _run(_Server(_configured(app, settings), app))
+
+
+def _gateway(settings: Settings) -> Starlette:
+    """Raises: SettingsRefused."""
+    from controlplane.inference.gateway.role import create_gateway
+
+    parts = urlsplit(settings.control_plane_url)
+    if not parts.hostname or not (parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname))):
+        said = "a gateway needs its control plane: https://HOST[:PORT], or http:// on loopback"
+        raise SettingsRefused(f"STOCKADE_CONTROL_PLANE_URL={settings.control_plane_url!r}: {said}")
+    try:
+        token = settings.gateway_token.read_text("ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        said = f"cannot be read ({type(error).__name__}); copy gateway.token of the control plane's state directory"
+        raise SettingsRefused(f"STOCKADE_GATEWAY_TOKEN_FILE={str(settings.gateway_token)!r}: {said}") from None
+    return create_gateway(settings, token)
+
+
+def _configured(app: FastAPI | Starlette, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
@@ -76,7 +102,9 @@ def _serve(settings: Settings) -> None:
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=STOP_SECONDS,
     )
-    server = _Server(config, app)
+
+
+def _run(server: uvicorn.Server) -> None:
     with contextlib.suppress(KeyboardInterrupt):
         server.run()
     if not server.started:
@@ -84,17 +112,19 @@ def _serve(settings: Settings) -> None:
 
 
 def _usage() -> argparse.ArgumentParser:
-    """No arguments: ``--help`` lists the variables, and whatever else is typed is refused."""
+    """One argument, the role: ``--help`` lists the variables, and whatever else is typed is refused."""
     lines = [
         f"  STOCKADE_{name.upper():<24} {'' if field.default in (None, ()) else field.default}"
         for name, field in Settings.model_fields.items()
     ]
-    return argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="python -m controlplane",
-        description="The control plane. It is set by variables; their defaults:",
+        description="The control plane, or a gateway of its own. It is set by variables; their defaults:",
         epilog="\n".join(lines),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("role", nargs="?", choices=("control-plane", "gateway"), default="control-plane")
+    return parser
 
 
 if __name__ == "__main__":

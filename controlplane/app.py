@@ -16,6 +16,7 @@ from controlplane.body_limit import BodyLimit
 from controlplane.config import Settings
 from controlplane.inference import deployment_endpoints, usage_endpoints
 from controlplane.inference.gateway import endpoints as model_endpoints
+from controlplane.inference.gateway import internal_endpoints
 from controlplane.nodes import endpoints as node_endpoints
 from controlplane.nodes import tunnel_endpoint, wire
 from controlplane.openapi import describe
@@ -39,6 +40,7 @@ def create_app(settings: Settings, services_factory: ServicesFactory = build_ser
         async with services_factory(settings) as services:
             app.state.services = services
             if services.engine is not None:
+                app.state.local_gateway = services.engine.inference
                 app.state.model_gateway = services.engine.inference.routes
             yield
 
@@ -59,15 +61,21 @@ def create_app(settings: Settings, services_factory: ServicesFactory = build_ser
         status_endpoints.router,
     ):
         app.include_router(router)
-    app.router.routes.extend(
-        [*wire.routes(), *opa_endpoints.routes(), *model_endpoints.routes(), *tunnel_endpoint.routes()]
-    )
+    # First: these are what is called most, and finding a route takes as long as all before it.
+    app.router.routes[:0] = [
+        *wire.routes(),
+        *model_endpoints.routes(),
+        *tunnel_endpoint.routes(),
+        *internal_endpoints.routes(),
+        *opa_endpoints.routes(),
+    ]
     install_problem_handlers(app)
     describe(app)
     larger = {
         "/v1/artifacts": settings.max_artifact_bytes,
         f"{_NODE_WIRE}v1/artifacts": settings.max_artifact_bytes,
         _NODE_WIRE: settings.max_node_body_bytes,
+        "/internal/gateway/": settings.max_model_body_bytes,
         **model_endpoints.large_bodies(settings.max_model_body_bytes),
     }
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, larger=larger)

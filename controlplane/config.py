@@ -74,6 +74,10 @@ class Settings(BaseSettings):
     """Who signed the certificates of nodes that listen; default: whom the system trusts."""
     node_certificate_file: Path | None = None
     """What such nodes are shown, with its key in the same file; default none."""
+    control_plane_url: str = ""
+    """For a gateway process: where its control plane is; ``https``, or ``http`` on loopback."""
+    gateway_token_file: Path | None = None
+    """What a gateway process shows; default: ``gateway.token`` in the state directory, made at first start."""
     model_seconds: float = Field(default=600.0, gt=0)
     """How long a model may take for an answer, or for the first token of a stream."""
     max_output_bytes: int = Field(default=16 * MIB, gt=0)
@@ -127,6 +131,10 @@ class Settings(BaseSettings):
     @property
     def admin_key(self) -> Path:
         return (self.admin_key_file or self.root / "admin.key").expanduser()
+
+    @property
+    def gateway_token(self) -> Path:
+        return (self.gateway_token_file or self.root / "gateway.token").expanduser()
 
     @property
     def url(self) -> str:

@@ -21,7 +21,7 @@ from controlplane.authorization.enforcement import Enforcer
 from controlplane.authorization.engine import PolicyEngine
 from controlplane.authorization.values import EntryPoint, PolicyUnavailable
 from controlplane.config import Settings
-from controlplane.identity import Identities
+from controlplane.identity import Identities, kept_token
 from controlplane.inference.deployments import Deployments
 from controlplane.inference.gateway import questions as model_questions
 from controlplane.inference.gateway.assembly import LocalGateway, local_gateway
@@ -258,6 +258,7 @@ async def engine(
     certificate = settings.node_certificate_file
     direct = DirectDialer(inventory.address, stream_tokens, ca_file=settings.node_ca_file, certificate=certificate)
     inference = local_gateway(
+        token_hash=await asyncio.to_thread(kept_token, settings.gateway_token, "sg"),
         dialer=ChosenDialer(inventory.address, direct, TunnelDialer(tunnels, stream_tokens)),
         identities=identities,
         enforcer=enforcer,

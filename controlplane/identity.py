@@ -193,6 +193,15 @@ def require(scope: Scope | None) -> Callable[[Request], Awaitable[Principal]]:
     return dependency
 
 
+def kept_token(path: Path, prefix: str) -> str:
+    """The hash of the token in ``path`` (0600), which is made if there is none. Blocking."""
+    known = _read_key(path)
+    if known is None:
+        known = make_token(prefix)
+        write_private(path, known.encode() + b"\n")
+    return hash_token(known)
+
+
 def write_private(path: Path, content: bytes) -> None:
     """Replace ``path`` by a file that only its owner can read, atomically. Blocking."""
     path.parent.mkdir(parents=True, exist_ok=True)

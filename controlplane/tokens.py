@@ -1,6 +1,6 @@
 """Bearer tokens: random, prefixed by what they are for, stored only as their SHA-256.
 
-sk_  API key      sj_  lets a node join      sn_  a node's, for one boot
+sk_  API key      sj_  lets a node join      sn_  a node's, for one boot      sg_  a gateway process
 """
 
 from __future__ import annotations

@@ -67,6 +67,7 @@ class Cluster:
         }
         self._cache_dir = cache_dir
         self._control: subprocess.Popen[bytes] | None = None
+        self._gateway: subprocess.Popen[bytes] | None = None
         self._nodes: dict[str, subprocess.Popen[bytes]] = {}
         self._node_arguments: dict[str, list[str]] = {}
 
@@ -86,6 +87,29 @@ class Cluster:
         self._control = self._spawn("control", [sys.executable, "-m", "controlplane"], self._settings)
         process = self._control
         wait_for(lambda: self._answers(process), "the control plane answering /readyz")
+
+    def start_gateway(self) -> str:
+        """Start a gateway process beside it, with the same settings; its address, when it answers there."""
+        port = free_port()
+        settings = {
+            **self._settings,
+            "STOCKADE_PORT": str(port),
+            "STOCKADE_CONTROL_PLANE_URL": self.url,
+            "STOCKADE_GATEWAY_TOKEN_FILE": str(self.folder / "control" / "gateway.token"),
+            "STOCKADE_STATE_DIR": str(self.folder / "gateway"),
+        }
+        command = [sys.executable, "-m", "controlplane", "gateway"]
+        self._gateway = process = self._spawn("gateway", command, settings)
+        url = f"http://127.0.0.1:{port}"
+
+        def answers() -> bool:
+            assert process.poll() is None, self.log("gateway")[-4000:]
+            with contextlib.suppress(httpx2.TransportError):
+                return httpx2.get(f"{url}/healthz", timeout=2.0, trust_env=False).status_code == 200
+            return False
+
+        wait_for(answers, "the gateway answering /healthz")
+        return url
 
     def kill_control_plane(self) -> None:
         """SIGKILL; nothing gets to clean up."""
@@ -131,7 +155,7 @@ class Cluster:
 
     def stop(self) -> None:
         """End everything: asked first, then killed."""
-        running = [*self._nodes.values(), *([self._control] if self._control else [])]
+        running = [*self._nodes.values(), *(one for one in (self._gateway, self._control) if one)]
         for process in running:
             process.send_signal(signal.SIGCONT)
             process.terminate()
@@ -142,7 +166,7 @@ class Cluster:
                 process.kill()
                 process.wait()
         self._nodes.clear()
-        self._control = None
+        self._control = self._gateway = None
 
     def log(self, name: str) -> str:
         """What ``control`` or a node wrote so far."""

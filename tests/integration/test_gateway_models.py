@@ -97,6 +97,7 @@ async def stage(
         broker=services.broker,
         meter=Meter(services.store, services.journal),
         dialer=NoNodes(),
+        token_hash="",
         private_hosts=frozenset(ports),
         deadline_seconds=60,
         body_bytes_most=1 << 20,

@@ -35,6 +35,10 @@ class LocalGateway:
     routes: ModelGateway
     models: GatewayModels
     meter: Meter
+    replicas: Replicas
+    dialer: NodeDialer
+    token_hash: str
+    """What a gateway process shows."""
     external: ExternalServers
 
     async def close(self) -> None:
@@ -51,6 +55,7 @@ def local_gateway(
     broker: SecretBroker,
     meter: Meter,
     dialer: NodeDialer,
+    token_hash: str,
     private_hosts: frozenset[str],
     deadline_seconds: float,
     body_bytes_most: int,
@@ -67,4 +72,12 @@ def local_gateway(
         deadline_seconds=deadline_seconds,
         body_bytes_most=body_bytes_most,
     )
-    return LocalGateway(routes=routes, models=GatewayModels(authority, performer), meter=meter, external=external)
+    return LocalGateway(
+        routes=routes,
+        models=GatewayModels(authority, performer),
+        meter=meter,
+        external=external,
+        replicas=replicas,
+        dialer=dialer,
+        token_hash=token_hash,
+    )
