@@ -105,7 +105,7 @@ class Deployments:
             deployment=deployment.name,
             kind=spec.engine,
             served_name=placed.wanted.served_name,
-            ready=state is not None and state.state == "ready",
+            ready=self.is_ready(placed),
             node=placed.node,
             slots=state.slots if state is not None and state.slots else 1,
             context_tokens=spec.context_tokens,
@@ -129,6 +129,11 @@ class Deployments:
             return None
         return node.models.states.get(placed.id)
 
+    def is_ready(self, placed: PlacedReplica) -> bool:
+        """Ready for what is wanted of it: one that is to be started otherwise is about to be drained."""
+        state = self.state_of(placed)
+        return state is not None and state.state == "ready" and state.spec == placed.wanted.spec
+
     def shown(self, deployment: Deployment) -> dict[str, Any]:
         """As the API shows it."""
         external = external_replica(deployment)
@@ -149,7 +154,7 @@ class Deployments:
             "id": placed.id,
             "node": placed.node,
             "node_name": "" if node is None else node.name,
-            "ready": known.state == "ready",
+            "ready": self.is_ready(placed),
             "current": known.spec == placed.wanted.spec,
             "gpus": placed.wanted.gpus,
             **told,

@@ -41,7 +41,7 @@ class Reconciler:
                 await self.once()
             except JournalFailed as error:
                 log.warning("model replicas were not stored; it is tried again", error=str(error))
-            except Exception:  # one deployment's defect must not end the loop
+            except Exception:  # a defect of ours must not end the loop
                 log.exception("reconciling model deployments failed")
             try:
                 await asyncio.wait_for(self._deployments.changed.wait(), LOOK_SECONDS)
@@ -56,8 +56,14 @@ class Reconciler:
             if asked is None or asked.spec.external is not None or not self._stays(placed):
                 await self._drop(placed)
         for deployment in list(self._deployments.known.values()):
-            if deployment.spec.external is None:
+            if deployment.spec.external is not None:
+                continue
+            try:
                 await self._reconcile(deployment)
+            except JournalFailed:
+                raise
+            except Exception:  # of ours: the other deployments must not wait for it
+                log.exception("a model deployment was not reconciled", deployment=deployment.name)
 
     def _stays(self, placed: PlacedReplica) -> bool:
         """Whether its node can go on serving it: one that is lost, leaving or forgotten cannot."""
@@ -71,7 +77,8 @@ class Reconciler:
         for one in (misplaced if self._may_change(deployment, misplaced) else [])[:1]:
             await self._drop(one)
         replicas = self._deployments.placed_of(deployment)
-        for one in sorted(replicas, key=lambda one: (self._is_ready(one), -one.created_ns))[: -spec.replicas or None]:
+        worst_first = sorted(replicas, key=lambda one: (self._deployments.is_ready(one), -one.created_ns))
+        for one in worst_first[: max(0, len(replicas) - spec.replicas)]:
             await self._drop(one)
         replicas = self._deployments.placed_of(deployment)
         outdated = [one for one in replicas if one.wanted.spec != deployment.digest and one not in misplaced]
@@ -89,12 +96,7 @@ class Reconciler:
         if not outdated:
             return False
         others = [one for one in self._deployments.placed_of(deployment) if one is not outdated[0]]
-        return not self._is_ready(outdated[0]) or all(self._is_ready(one) for one in others)
-
-    def _is_ready(self, placed: PlacedReplica) -> bool:
-        """Ready for what is wanted of it now."""
-        state = self._deployments.state_of(placed)
-        return state is not None and state.state == "ready" and state.spec == placed.wanted.spec
+        return not self._deployments.is_ready(outdated[0]) or all(self._deployments.is_ready(one) for one in others)
 
     async def _place(self, deployment: Deployment, having: set[str]) -> Unplaced | None:
         spec, replica = deployment.spec, new_id("rep")
@@ -159,7 +161,7 @@ class Reconciler:
 
     def _explain(self, deployment: Deployment, replicas: list[PlacedReplica], unplaced: Unplaced | None) -> None:
         spec = deployment.spec
-        ready = [one for one in replicas if self._is_ready(one)]
+        ready = [one for one in replicas if self._deployments.is_ready(one)]
         if unplaced is None:
             deployment.condition("Placed", holds=True, reason="Placed")
         else:

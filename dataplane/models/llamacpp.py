@@ -79,13 +79,14 @@ class LlamaCpp:
         return Launch(command=(str(found), *line), environment=surroundings)
 
     async def load(self, ask: Ask) -> Load:
-        samples = {name: float(value) for name, value in _SAMPLE.findall(await ask("/metrics", LOAD_SECONDS))}
+        metrics, props = await ask("/metrics", LOAD_SECONDS), await ask("/props", LOAD_SECONDS)
+        try:
+            samples = {name: float(value) for name, value in _SAMPLE.findall(metrics)}
+            slots = json.loads(props).get("total_slots")
+        except (ValueError, AttributeError, RecursionError):
+            raise ServerSilent("its metrics or properties are not what llama.cpp says") from None
         if len(samples) != 2:
             raise ServerSilent("its metrics lack the number of requests")
-        try:
-            slots = json.loads(await ask("/props", LOAD_SECONDS)).get("total_slots")
-        except (ValueError, AttributeError, RecursionError):
-            raise ServerSilent("its properties are not JSON") from None
         return Load(
             slots=amount(slots),
             running=amount(samples[b"requests_processing"]),

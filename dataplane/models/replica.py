@@ -217,7 +217,10 @@ class ReplicaServer:
         self._looked = anyio.current_time()
         if self._phase == "ready" and self._looked - self._since > STEADY_SECONDS:
             self._failures = 0
-        await anyio.to_thread.run_sync(self.log.trim)
+        try:
+            await anyio.to_thread.run_sync(self.log.trim)
+        except OSError as error:
+            log.warning("the log of a model server was not cut", replica=self._name.replica, error=str(error))
 
     def _end_for(self, process: ServerProcess, why: str) -> None:
         self._ended_for = why

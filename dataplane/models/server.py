@@ -87,9 +87,9 @@ def devices_of(replica: ModelReplica) -> list[str]:
 
 def amount(value: object) -> int:
     """A count that a server named; 0 for anything else."""
-    return min(max(0, int(value)), 2**31) if isinstance(value, int | float) and value == value else 0
+    return int(min(max(0, value), 2**31)) if isinstance(value, int | float) and value == value else 0
 
 
 def share(value: object) -> float | None:
     """A share of one that a server named; ``None`` for anything else."""
-    return min(max(0.0, float(value)), 1.0) if isinstance(value, int | float) and value == value else None
+    return float(min(max(0, value), 1)) if isinstance(value, int | float) and value == value else None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
@@ -212,8 +213,12 @@ class ModelSupervisor:
 
     async def _look(self) -> None:
         """At the engines and models of this machine."""
-        states = [await anyio.to_thread.run_sync(engine.state) for engine in self._engines.values()]
-        files = await anyio.to_thread.run_sync(model_files, self._models)
+        try:
+            states = [await anyio.to_thread.run_sync(engine.state) for engine in self._engines.values()]
+            files = await anyio.to_thread.run_sync(model_files, self._models)
+        except OSError as error:  # an installation in progress
+            log.warning("engines and models not looked at", error=str(error))
+            return
         if (states, files) != (self._states, self._files):
             self._states, self._files = states, files
             self.told()
@@ -230,9 +235,10 @@ def model_files(folder: Path) -> list[ModelFile]:
         name = str(path.relative_to(folder))
         if name.startswith(".") or len(found) >= FILES_MOST:
             continue
-        if path.suffix == ".gguf" and path.is_file():
-            found.append(ModelFile(name=name, engine="llamacpp", size_bytes=path.stat().st_size))
-        elif (path / "config.json").is_file():
-            size = sum(one.stat().st_size for one in path.iterdir() if one.is_file())
-            found.append(ModelFile(name=name, engine="sglang", size_bytes=size))
+        with suppress(OSError):  # gone, or closed to this user
+            if path.suffix == ".gguf" and path.is_file():
+                found.append(ModelFile(name=name, engine="llamacpp", size_bytes=path.stat().st_size))
+            elif (path / "config.json").is_file():
+                size = sum(one.stat().st_size for one in path.iterdir() if one.is_file())
+                found.append(ModelFile(name=name, engine="sglang", size_bytes=size))
     return found

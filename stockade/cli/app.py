@@ -27,10 +27,12 @@ tool_app = typer.Typer(help="Tools that steps may call.", no_args_is_help=True, 
 workflow_app = typer.Typer(help="Published workflows.", no_args_is_help=True, rich_markup_mode=None)
 artifact_app = typer.Typer(help="Files that runs left.", no_args_is_help=True, rich_markup_mode=None)
 image_app = typer.Typer(help="Images for the tier container, here.", no_args_is_help=True, rich_markup_mode=None)
+model_app = typer.Typer(help="Models and what serves them.", no_args_is_help=True, rich_markup_mode=None)
 context_app = typer.Typer(help="Which server this command talks to.", no_args_is_help=True, rich_markup_mode=None)
 for _name, _child in (
     ("node", node_app), ("policy", policy_app), ("secret", secret_app), ("tool", tool_app),
     ("workflow", workflow_app), ("artifact", artifact_app), ("image", image_app), ("context", context_app),
+    ("model", model_app),
 ):  # fmt: skip
     app.add_typer(_child, name=_name)
 
@@ -68,7 +70,12 @@ def connect() -> Client:
 
 def execute(arguments: Sequence[str]) -> int:
     """Run one command line; every failure becomes four lines and an exit code."""
-    from stockade.cli import run_commands, server_commands, tool_commands  # noqa: F401  (they add their commands)
+    from stockade.cli import (  # noqa: F401  (they add their commands)
+        model_commands,
+        run_commands,
+        server_commands,
+        tool_commands,
+    )
 
     try:
         result: Any = typer.main.get_command(app)(list(arguments), prog_name="stockade", standalone_mode=False)

@@ -23,6 +23,7 @@ def examine(form: Format, state_dir: Path | None) -> int:
         host_probes.cgroups(),
         host_probes.opa(),
         host_probes.gpus(),
+        *host_probes.model_engines(),
     ]
     findings = [host_probes.version(), *tiers, *host, host_probes.disk(state_dir), host_probes.sqlite()]
     # What holds needs no fix.

@@ -178,6 +178,7 @@ _LISTS = {
     "workflows": "stockade workflow ls",
     "artifacts": "stockade artifact ls",
     "nodes": "stockade node ls",
+    "model-deployments": "stockade model ls",
     "decisions": "stockade policy decisions",
 }
 

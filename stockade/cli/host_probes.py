@@ -135,6 +135,27 @@ def gpus() -> Finding:
     return Finding(name="gpus", ok=bool(devices), detail=shown or why, fix=fix)
 
 
+def model_engines() -> list[Finding]:
+    """Engines of model servers that a node of this machine would start."""
+    try:
+        from dataplane.models.engines import engines
+    except ImportError as error:
+        why = f"the node's parts are missing: {error}"
+        return [Finding(name=name, ok=False, detail=why, fix=install("node")) for name in ("sglang", "llamacpp")]
+    found = []
+    # Nothing is kept: looking for a version asks no program for its flags.
+    for name, engine in engines(places.components(), Path(os.devnull)).items():
+        state = engine.state()
+        here, _, fix = state.absent.rpartition(": ")
+        found.append(
+            Finding(
+                name=name, ok=not state.absent, detail=here or f"{state.version}, models of nodes can be served",
+                fix=fix or f"make components-{name}",
+            )
+        )  # fmt: skip
+    return found
+
+
 def disk(state_dir: Path | None) -> Finding:
     place = places.state_dir(state_dir)
     while not place.exists():

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 
 from stockade import __version__
 
-LATER = frozenset(
-    {"sandbox", "fleet", "model", "collection", "prompt", "dataset", "key", "server", "bench", "exec", "trigger"}
-)
+LATER = frozenset({"sandbox", "fleet", "collection", "prompt", "dataset", "key", "server", "bench", "exec", "trigger"})
 """Nouns and shortcuts of the design that this version does not have."""
 
 _RUN_VERBS = frozenset({"validate", "ls", "show"})

@@ -20,6 +20,8 @@ from stockade.client.models import (
     Event,
     JoinToken,
     McpServer,
+    ModelDeployment,
+    ModelLog,
     Node,
     Run,
     Secret,
@@ -194,6 +196,26 @@ class AsyncClient:
     async def workflows(self) -> list[Workflow]:
         """Published definitions."""
         return await self._all(calls.workflows)
+
+    async def put_model_deployment(self, name: str, spec: Mapping[str, Any]) -> ModelDeployment:
+        """Say what is to serve a model; the nodes follow."""
+        return await self._send(calls.put_model_deployment(name, spec))
+
+    async def model_deployment(self, name: str) -> ModelDeployment:
+        """One deployment: what is asked for and how far it is."""
+        return await self._send(calls.model_deployment(name))
+
+    async def model_deployments(self) -> list[ModelDeployment]:
+        """All of them, by name."""
+        return await self._all(calls.model_deployments)
+
+    async def delete_model_deployment(self, name: str) -> None:
+        """Forget it; its servers end when what they have is answered."""
+        return await self._send(calls.delete_model_deployment(name))
+
+    async def model_log(self, name: str, replica: str | None = None) -> ModelLog:
+        """The last 64 KiB that a replica's server wrote; of the oldest replica unless one is named."""
+        return await self._send(calls.model_log(name, replica))
 
     async def status(self) -> dict[str, Any]:
         """How the control plane is: version, open runs, ready nodes, policy."""

@@ -15,6 +15,8 @@ from stockade.client.models import (
     Event,
     JoinToken,
     McpServer,
+    ModelDeployment,
+    ModelLog,
     Node,
     Run,
     Secret,
@@ -238,6 +240,29 @@ def publish(definition: Mapping[str, Any], key: str) -> Call[Workflow]:
 
 def workflows(cursor: str | None) -> Call[Page[Workflow]]:
     return Call(method="GET", path="/v1/workflows", query=known(cursor=cursor), read=many(Workflow))
+
+
+def put_model_deployment(name: str, spec: Mapping[str, Any]) -> Call[ModelDeployment]:
+    path = f"/v1/model-deployments/{part(name)}"
+    return Call(method="PUT", path=path, content=encoded(dict(spec)), read=one(ModelDeployment))
+
+
+def model_deployment(name: str) -> Call[ModelDeployment]:
+    return Call(method="GET", path=f"/v1/model-deployments/{part(name)}", read=one(ModelDeployment))
+
+
+def model_deployments(cursor: str | None) -> Call[Page[ModelDeployment]]:
+    query = known(cursor=cursor)
+    return Call(method="GET", path="/v1/model-deployments", query=query, read=many(ModelDeployment))
+
+
+def delete_model_deployment(name: str) -> Call[None]:
+    return Call(method="DELETE", path=f"/v1/model-deployments/{part(name)}", read=nothing)
+
+
+def model_log(name: str, replica: str | None) -> Call[ModelLog]:
+    path = f"/v1/model-deployments/{part(name)}/logs"
+    return Call(method="GET", path=path, query=known(replica=replica), read=one(ModelLog))
 
 
 def status() -> Call[dict[str, Any]]:

@@ -300,3 +300,71 @@ class Workflow(Answer):
     digest: str = ""
     definition: dict[str, Any] | None = None
     created_at: datetime | None = None
+
+
+class Condition(Answer):
+    """How one side of a declared thing stands: ``status`` says whether it holds, ``fix`` what to do where not."""
+
+    type: str
+    status: bool = False
+    reason: str = ""
+    message: str = ""
+    fix: str = ""
+
+
+class ModelReplica(Answer):
+    """One server of a deployment; ``current``: started as is asked for now."""
+
+    id: str
+    node: str | None = None
+    node_name: str = ""
+    state: str = ""
+    detail: str = ""
+    ready: bool = False
+    current: bool = True
+    slots: int = 0
+    running: int = 0
+    waiting: int = 0
+    token_usage: float | None = None
+    restarts: int = 0
+    url: str | None = None
+
+
+class ModelStatus(Answer):
+    replicas: list[ModelReplica] = Field(default_factory=list)
+    desired: int = 0
+    ready: int = 0
+
+
+class ModelDeployment(Answer):
+    """A model under a name: what is asked for, and how far it is."""
+
+    name: str
+    generation: int = 0
+    spec: dict[str, Any] = Field(default_factory=dict)
+    status: ModelStatus = Field(default_factory=ModelStatus)
+    conditions: list[Condition] = Field(default_factory=list)
+    observed_generation: int = 0
+    updated_at: datetime | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether everything is as it is asked for, and ready. One without replicas asks for none to be ready."""
+        told = {one.type: one.status for one in self.conditions}
+        return self.observed_generation >= self.generation and told.get("Reconciled", told.get("Available", False))
+
+    @property
+    def unmet(self) -> Condition | None:
+        """What does not hold, the most telling first."""
+        order = {"Placed": 0, "Available": 1}
+        unmet = [one for one in self.conditions if not one.status]
+        return min(unmet, key=lambda one: order.get(one.type, 2), default=None)
+
+
+class ModelLog(Answer):
+    """The end of what a replica's server wrote; ``offset`` is where in all of it ``text`` begins."""
+
+    replica: str
+    node: str = ""
+    offset: int = 0
+    text: str = ""

@@ -17,7 +17,9 @@ from stockade.cli.host_probes import Finding
 from stockade.cli.main import main
 from tests.acceptance.cluster import REPOSITORY
 
-NAMES = ["python", "wasm", "jail", "container", "bubblewrap", "namespaces", "cgroups", "opa", "gpus", "disk", "sqlite"]
+TIERS = ["wasm", "jail", "container"]
+HOST = ["bubblewrap", "namespaces", "cgroups", "opa", "gpus", "sglang", "llamacpp", "disk", "sqlite"]
+NAMES = ["python", *TIERS, *HOST]
 # A user namespace in which one more may be made, for a user who is not root, and none below that one.
 CLOSED = 'echo 1 > /proc/sys/user/max_user_namespaces && exec unshare --user --map-user=1000 --map-group=1000 -- "$@"'
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,22 @@ def test_a_node_that_is_told_to_stop_ends_its_servers(make_cluster: Make) -> Non
     assert not servers(state)
 
 
+def test_a_killed_control_plane_finds_replicas_where_they_are(make_cluster: Make) -> None:
+    model_engines.require("llamacpp")
+    cluster = make_cluster()
+    cluster.start_control_plane()
+    cluster.start_node()
+    models = api(cluster)
+    models.put("small", "llamacpp")
+    (before,) = models.ready("small", "llamacpp")
+    server = server_pid(cluster.folder / "node-a")
+    cluster.kill_control_plane()
+    cluster.start_control_plane()
+    (after,) = models.ready("small", "llamacpp")
+    assert (after["id"], after["restarts"]) == (before["id"], 0)
+    assert server_pid(cluster.folder / "node-a") == server
+
+
 def test_replicas_spread_move_and_change_one_at_a_time(make_cluster: Make) -> None:
     model_engines.require("llamacpp")
     cluster = make_cluster()
@@ -213,6 +230,41 @@ def test_what_cannot_be_placed_waits_and_says_why(make_cluster: Make, tmp_path: 
     wait_for(lambda: models.condition("small", "Available").get("reason") == "Failed", "a server that does not start")
     assert models.condition("small", "Available")["message"]
     models.delete("small")
+
+
+def test_the_command_line_applies_waits_shows_and_removes(tmp_path: Path, image_cache: Path) -> None:
+    model = model_engines.require("llamacpp")
+    file = tmp_path / "small.json"
+    file.write_text(json.dumps({"name": "small", "engine": "llamacpp", "source": model, "aliases": ["tiny"]}))
+    up = Standalone(tmp_path, image_cache)
+    up.environment["STOCKADE_COMPONENTS"] = str(places.components())
+    with up:
+
+        def model_command(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+            done = up.command("model", *arguments)
+            assert done.returncode == code, done.stdout + done.stderr
+            return done
+
+        flags = ("--name", "large", "--engine", "sglang", "--source", "not-there", "--arg", "dtype=bfloat16")
+        absent = model_command("apply", *flags, "--wait", "--timeout", "3", code=5)
+        assert "not-there" in absent.stderr or "sglang" in absent.stderr
+        assert "fix:" in absent.stderr
+        refused = model_command("apply", "--name", "odd", "--engine", "llamacpp", "--source", "../x", code=2)
+        assert "/source" in refused.stderr
+        applied = model_command("apply", str(file), "--wait", "--timeout", "120")
+        assert "ready" in applied.stdout
+        assert "small: 0 of 1 ready" in applied.stderr
+        listed = model_command("ls").stdout
+        assert [line.split()[:4] for line in listed.splitlines() if line.startswith("small")] == [
+            ["small", "llamacpp", model, "1/1"]
+        ]
+        assert json.loads(model_command("get", "small", "-o", "json").stdout)["status"]["ready"] == 1
+        assert "listening" in model_command("logs", "small").stdout
+        model_command("rm", "small")
+        model_command("rm", "large")
+        assert model_command("ls", "-o", "name").stdout == ""
+        assert "stockade model ls" in model_command("rm", "small", code=3).stderr
+        wait_for(lambda: not servers(tmp_path / "state" / "node"), "its server ending")
 
 
 def test_kill_9_of_up_ends_model_servers_and_of_its_node_does_not(tmp_path: Path, image_cache: Path) -> None:
