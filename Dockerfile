@@ -4,10 +4,12 @@
 # A base of another Python:  make wheels WHEELS_PYTHON=3.12 && docker build --build-arg BASE=python:3.12-slim .
 ARG BASE=python:3.11-slim
 FROM ${BASE} AS build
+LABEL org.opencontainers.image.title="stockade-build"
 COPY .image/requirements.txt .image/wheels/ /wheels/
 RUN python3 -m venv /opt/stockade && /opt/stockade/bin/pip install --disable-pip-version-check --no-cache-dir -q \
-      --no-index --find-links /wheels --require-hashes -r /wheels/requirements.txt && \
-    /opt/stockade/bin/pip install --disable-pip-version-check --no-cache-dir -q --no-index --no-deps /wheels/stockade-*.whl && \
+      --no-index --find-links /wheels --require-hashes -r /wheels/requirements.txt
+COPY .image/own/ /own/
+RUN /opt/stockade/bin/pip install --disable-pip-version-check --no-cache-dir -q --no-index --no-deps /own/*.whl && \
     /opt/stockade/bin/pip uninstall --disable-pip-version-check -q -y pip setuptools
 
 FROM ${BASE}

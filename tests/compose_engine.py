@@ -12,10 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, Self
 
-import pytest
-
 from stockade.cli import places
 from stockade.client import Client
+from tests import required
 from tests.acceptance.cluster import REPOSITORY, free_port, wait_for
 
 Generation = Literal["1.29", "v2"]
@@ -38,11 +37,8 @@ def absent(generation: Generation) -> str | None:
 
 def require(generation: Generation) -> None:
     """Call it in a fixture."""
-    if (reason := absent(generation)) is None:
-        return
-    if "compose" in os.environ.get("STOCKADE_REQUIRE", "").split(","):
-        pytest.fail(f"compose is required and absent: {reason}")
-    pytest.skip(f"compose: {reason}")
+    if reason := absent(generation):
+        required.absent("compose", reason)
 
 
 class Composed:

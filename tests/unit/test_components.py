@@ -175,3 +175,11 @@ def test_the_daemon_starts_runsc_as_the_container_tier_needs_it() -> None:
     program = "import docker_engine; print(*docker_engine.RUNSC_ARGUMENTS)"
     said = subprocess.run([sys.executable, "-c", program], cwd=FOLDER, capture_output=True, text=True, check=True)
     assert set(said.stdout.split()) >= set(RUNSC_NEEDS)
+
+
+def test_make_alone_lists_every_target_that_people_call() -> None:
+    makefile = (REPOSITORY / "Makefile").read_text()
+    said = subprocess.run(["make"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    phony = " ".join(re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)).split()
+    listed = re.findall(r"^  make (\S+) ", said, re.MULTILINE)
+    assert sorted(listed) == sorted(name for name in phony if "$" not in name and name != "sync-science")

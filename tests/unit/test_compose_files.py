@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 
 import pytest
 
 from stockade.cli import places
 from tests.acceptance.cluster import REPOSITORY
+from tests.required import absent
 
 DEPLOY = REPOSITORY / "deploy"
 GUEST = json.loads((REPOSITORY / "sandboxes" / "container" / "seccomp.json").read_text())
@@ -24,10 +24,7 @@ FOR_WALLS = {
 def test_compose_takes_the_files(program: str) -> None:
     found = places.component(program)
     if found is None:
-        reason = f"there is no program {program} (make components-compose components-compose-v2)"
-        if "compose" in os.environ.get("STOCKADE_REQUIRE", "").split(","):
-            pytest.fail(f"compose is required and absent: {reason}")
-        pytest.skip(f"compose: {reason}")
+        absent("compose", f"there is no program {program} (make components-compose components-compose-v2)")
     names = ["compose.yaml", "compose.jail.yaml"] if program == "compose-v2" else ["compose.yaml"]
     files = [word for name in names for word in ("-f", str(DEPLOY / name))]
     done = subprocess.run(
