@@ -7,6 +7,7 @@ they fail.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -29,6 +30,8 @@ def absent(generation: Generation) -> str | None:
     name = _PROGRAMS[generation]
     if places.component(name) is None:
         return f"there is no program {name} (make components-compose components-compose-v2)"
+    if shutil.which("docker") is None:
+        return "there is no program docker (make components-docker)"
     asked = subprocess.run(
         ["docker", "image", "inspect", *_IMAGES], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
