@@ -52,6 +52,8 @@ class Host:
         return subprocess.Popen(
             [sys.executable, str(FOLDER), *arguments], env={**given, **(environment or {})}, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            # Who runs tests in the background may have them ignore it, and children inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
 
     def run(self, *arguments: str, environment: Mapping[str, str] | None = None) -> tuple[int, str]:
