@@ -35,13 +35,13 @@ from dataplane.forwarder.forwarder import Forwarder
 from dataplane.guest_calls import GuestCalls
 from dataplane.health import HEARD
 from dataplane.http_calls import HttpCalls
+from dataplane.image_preparation import ImagePreparation
 from dataplane.inputs import Inputs
 from dataplane.inventory import Inventory
 from dataplane.lanes import Lane
 from dataplane.leases import Lease
 from dataplane.mcp.calls import McpCalls
-from dataplane.models.engines import engines
-from dataplane.models.supervisor import ModelSupervisor
+from dataplane.models.engines import model_servers
 from dataplane.outage import Outage
 from dataplane.output_spool import OutputSpool
 from dataplane.protocol import (
@@ -67,7 +67,6 @@ from sandboxes.spec import Tier
 
 PARK_SECONDS = 20.0
 ASSIGNMENTS_MOST = 256
-MODELS_END_SECONDS = 15.0
 
 log = structlog.get_logger("stockade.node")
 
@@ -100,11 +99,8 @@ class NodeDaemon:
         self._http = HttpCalls(lookup)
         self._cache = ArtifactCache(config.state_dir / "artifacts", config.cache_bytes)
         roots = DataRoots(config.data)
-        state, models = config.state_dir / "models", config.models
-        if models is None and config.components is not None:
-            models = config.components / "models"
-        self.models = ModelSupervisor(state, models, engines(config.components, state / "help"), config.lifeline)
-        self.models.told = self._tell_soon
+        self._images = ImagePreparation(drivers, self._tell_soon)
+        self.models = model_servers(config, self._tell_soon)
         self._inventory = Inventory(config, drivers, absent or {}, roots, self._cache, self.models)
         inner = HttpControlPlane(config.checked_url(), config.read_join_token(), config.ca_file)
         self._control_plane = Registration(inner, self._describe, self._accepted)
@@ -170,7 +166,7 @@ class NodeDaemon:
                     self.models.serve,
                     self._mcp.serve,
                     self.reach.serve,
-                    self._prepare_images,
+                    self._images.prepare_usual,
                 ):
                     tasks.start_soon(serve)
                 if ready is not None:
@@ -178,8 +174,7 @@ class NodeDaemon:
                 await self._stopped.wait()
                 tasks.cancel_scope.cancel()
         finally:
-            with anyio.CancelScope(shield=True), anyio.move_on_after(MODELS_END_SECONDS):
-                await self.models.close()
+            await self.models.close()
             with anyio.CancelScope(shield=True), anyio.move_on_after(10):
                 for driver in self._drivers.values():
                     await driver.close()
@@ -367,7 +362,7 @@ class NodeDaemon:
             case "drain":
                 self._spawn(self.drain)
             case "prepare":
-                self._spawn(self._prepare, directive.tier, directive.image)
+                self._spawn(self._images.prepare, directive.tier, directive.image)
             case "models":
                 self._tell_soon()
             case "model_log":
@@ -397,21 +392,6 @@ class NodeDaemon:
         return Forwarder(attempt, lease=self.lease, flows=self._flows, lookup=self._lookup)
 
     # --- in the background
-
-    async def _prepare_images(self) -> None:
-        for tier in self._drivers:
-            if tier is Tier.WASM:
-                await self._prepare(tier, "python")
-
-    async def _prepare(self, tier: str, image: str) -> None:
-        driver = next((driver for name, driver in self._drivers.items() if name == tier), None)
-        if driver is None:
-            return
-        try:
-            await driver.prepare(image)
-            self._tell_soon()
-        except (DriverFailed, OSError) as error:
-            log.warning("image not prepared", tier=tier, image=image, error=str(error))
 
     async def _rejoin(self, generation: int) -> None:
         try:

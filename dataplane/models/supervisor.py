@@ -36,6 +36,8 @@ from dataplane.models.replica import DRAIN_SECONDS, ReplicaServer
 from dataplane.models.server import ModelServer
 
 REFRESH_SECONDS = 30.0
+CLOSE_SECONDS = 15.0
+"""More than a server that does not want to end is given: asked, then killed."""
 FILES_MOST = 500
 REPLICAS_MOST = 64
 _REPLICA = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
@@ -89,13 +91,15 @@ class ModelSupervisor:
             await self._idle.wait()
 
     async def close(self) -> None:
-        """End every server now. ``serve`` has ended before."""
-        async with anyio.create_task_group() as tasks:
-            for server in self._servers.values():
-                tasks.start_soon(_end, server)
-        for replica in list(self._servers):
-            await anyio.to_thread.run_sync(self._forget, replica)
-        await self._asking.close()
+        """End every server now, bounded, also where the caller is cancelled. ``serve`` has ended before."""
+        with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_SECONDS):
+            async with anyio.create_task_group() as tasks:
+                for server in self._servers.values():
+                    tasks.start_soon(_end, server)
+            for replica in list(self._servers):
+                await anyio.to_thread.run_sync(self._forget, replica)
+        with anyio.CancelScope(shield=True), anyio.move_on_after(1):
+            await self._asking.close()
 
     # --- wishes
 
