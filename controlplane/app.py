@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.metadata import version
@@ -43,9 +42,6 @@ def create_app(settings: Settings, services_factory: ServicesFactory = build_ser
             if services.engine is not None:
                 app.state.local_gateway = services.engine.inference
                 app.state.model_gateway = services.engine.inference.routes
-            # What the start made lives as long as the process: the collector need not look at it again and again.
-            gc.collect()
-            gc.freeze()
             yield
 
     app = FastAPI(title="Stockade", version=version("stockade"), lifespan=lifespan, docs_url=None, redoc_url=None)
