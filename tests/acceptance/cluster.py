@@ -67,7 +67,7 @@ class Cluster:
         }
         self._cache_dir = cache_dir
         self._control: subprocess.Popen[bytes] | None = None
-        self._gateway: subprocess.Popen[bytes] | None = None
+        self._gateways: list[subprocess.Popen[bytes]] = []
         self._nodes: dict[str, subprocess.Popen[bytes]] = {}
         self._node_arguments: dict[str, list[str]] = {}
 
@@ -99,7 +99,8 @@ class Cluster:
             "STOCKADE_STATE_DIR": str(self.folder / "gateway"),
         }
         command = [sys.executable, "-m", "controlplane", "gateway"]
-        self._gateway = process = self._spawn("gateway", command, settings)
+        process = self._spawn("gateway", command, settings)
+        self._gateways.append(process)
         url = f"http://127.0.0.1:{port}"
 
         def answers() -> bool:
@@ -155,7 +156,7 @@ class Cluster:
 
     def stop(self) -> None:
         """End everything: asked first, then killed."""
-        running = [*self._nodes.values(), *(one for one in (self._gateway, self._control) if one)]
+        running = [*self._nodes.values(), *self._gateways, *([self._control] if self._control else [])]
         for process in running:
             process.send_signal(signal.SIGCONT)
             process.terminate()
@@ -166,7 +167,8 @@ class Cluster:
                 process.kill()
                 process.wait()
         self._nodes.clear()
-        self._control = self._gateway = None
+        self._gateways.clear()
+        self._control = None
 
     def log(self, name: str) -> str:
         """What ``control`` or a node wrote so far."""
