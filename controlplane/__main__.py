@@ -7,7 +7,9 @@ import contextlib
 import gc
 import os
 import socket
+import subprocess
 import sys
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import uvicorn
@@ -19,6 +21,7 @@ from controlplane.config import Settings, SettingsRefused, from_environment
 from controlplane.engine import Engine
 from controlplane.logs import configure_logs
 from controlplane.state_lock import ALREADY_RUNNING, AlreadyRunning, hold_state
+from controlplane.store import Store, newest_revision
 from dataplane.config import is_loopback
 from dataplane.tunnel.frames import MESSAGE_BYTES_MOST
 
@@ -69,8 +72,22 @@ def main() -> None:
 
 
 def _serve(settings: Settings) -> None:
+    _migrate(settings.database)
     app = create_app(settings)
     _run(_Server(_configured(app, settings), app))
+
+
+def _migrate(database: Path) -> None:
+    """In a process of its own, so that this one never holds what only migrating needs. If that fails, the start does
+    it again and says why."""
+    store = Store(database)
+    try:
+        if store.revision() == newest_revision():
+            return
+    finally:
+        store.close()
+    safe_path = ["-P"] if sys.flags.safe_path else []
+    subprocess.run([sys.executable, *safe_path, "-m", "controlplane.migrations", str(database)], check=False)
 
 
 def _gateway(settings: Settings) -> Starlette:

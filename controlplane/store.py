@@ -19,12 +19,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import anyio.to_thread
 import msgspec
-from alembic import command
-from alembic.config import Config
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine, event, inspect, text
 from sqlmodel import Session, SQLModel, create_engine
 
 T = TypeVar("T")
+_MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 class Write(NamedTuple):
@@ -75,6 +74,11 @@ def insert(table: type[SQLModel], row: Mapping[str, Any]) -> Write:
     return Write(_statement(table, False, columns), tuple(row.values()))
 
 
+def newest_revision() -> str:
+    """That of the last migration: their files' names begin with it, and sort."""
+    return max(file.name for file in (_MIGRATIONS / "versions").glob("[0-9]*.py")).partition("_")[0]
+
+
 class Store:
     """Where everything durable is. ``path`` is the SQLite file; its folder must exist."""
 
@@ -84,11 +88,24 @@ class Store:
 
     def migrate(self) -> None:
         """Bring the schema to the newest revision. Blocking; call before serving."""
+        if self.revision() == newest_revision():
+            return
+        # Only now: they bring 10 MB, which a process would keep that serves for weeks.
+        from alembic import command
+        from alembic.config import Config
+
         config = Config()
-        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        config.set_main_option("script_location", str(_MIGRATIONS))
         with self._engine.begin() as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+
+    def revision(self) -> str | None:
+        """What the schema is at; ``None`` for an empty database."""
+        with self._engine.connect() as connection:
+            if not inspect(connection).has_table("alembic_version"):
+                return None
+            return str(connection.execute(text("SELECT version_num FROM alembic_version")).scalar())
 
     async def read(self, query: Callable[[Session], T]) -> T:
         """Run ``query`` in a read session of its own, in a worker thread."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from secrets import SystemRandom
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
 
@@ -50,3 +50,25 @@ async def insist(operation: Callable[[], Awaitable[T]], failed: Callable[[Except
             if failed is not None:
                 failed(error, anyio.current_time())
             await backoff.wait()
+
+
+async def unless(stopped: anyio.Event, operation: Coroutine[Any, Any, T]) -> T | None:
+    """What ``operation`` returns or raises; ``None``, and the operation cancelled, once ``stopped`` is set."""
+    failure: Exception | None = None
+    answer: T | None = None
+
+    async def work() -> None:
+        nonlocal answer, failure
+        try:
+            answer = await operation
+        except Exception as error:  # raised below, outside the group that would wrap it
+            failure = error
+        tasks.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(work)
+        await stopped.wait()
+        tasks.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    return answer

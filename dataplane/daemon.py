@@ -24,7 +24,7 @@ import structlog
 
 from dataplane.artifact_cache import ArtifactCache
 from dataplane.attempts import Attempt, Ending
-from dataplane.backoff import MOST_SECONDS, Backoff, insist
+from dataplane.backoff import MOST_SECONDS, Backoff, insist, unless
 from dataplane.client import ControlPlaneUnavailable, HttpControlPlane, RequestRefused, TokenRefused
 from dataplane.config import NodeConfig, keep_secret, stable_identity
 from dataplane.custody import Custody
@@ -143,14 +143,12 @@ class NodeDaemon:
             await self.models.adopt()
             sent = self.lease.clock()
             outage = Outage(self._config.checked_url(), self._config.read_join_token())
-            answer = await insist(self._control_plane.join, outage.failed)
+            answer = await unless(self._stopped, insist(self._control_plane.join, outage.failed))
+            if answer is None:
+                return
             self.lease.renew(sent)
-            log.info(
-                "registered",
-                node=answer.node,
-                identity=self._identity,
-                tiers=sorted(str(tier) for tier in self._drivers),
-            )
+            tiers = sorted(str(tier) for tier in self._drivers)
+            log.info("registered", node=answer.node, identity=self._identity, tiers=tiers)
             async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
                 for serve in (

@@ -6,6 +6,7 @@ that no driver gives, and a machine that declares some reports no real one.
 
 from __future__ import annotations
 
+import ctypes
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from dataplane.config import ConfigError
 from dataplane.protocol import FAKE_GPU, GpuDevice
 
+_DRIVER_LIBRARY = "libnvidia-ml.so.1"
 FREE_STEP = 256 * 1024 * 1024
 """Free memory is told in steps of this, or every heartbeat would tell it."""
 FAKE_MOST = 64
@@ -51,6 +53,9 @@ def find_gpus() -> tuple[tuple[GpuDevice, ...], str]:
 
     A GPU that is cut into MIG slices counts as its slices.
     """
+    if absent := driver_absent():
+        return (), absent
+    # Only now: it costs 13 MB, and a node without a GPU never needs it.
     try:
         import pynvml
     except ImportError as error:
@@ -66,6 +71,15 @@ def find_gpus() -> tuple[tuple[GpuDevice, ...], str]:
     finally:
         _shut_down(pynvml)
     return tuple(devices), "" if devices else "the NVIDIA driver shows no GPU"
+
+
+def driver_absent() -> str:
+    """Why no NVIDIA driver can answer, as far as its library says; "" if it may."""
+    try:
+        ctypes.CDLL(_DRIVER_LIBRARY)
+    except OSError as error:
+        return f"no NVIDIA driver answers: {error}"
+    return ""
 
 
 def told(devices: Sequence[GpuDevice]) -> list[GpuDevice]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from joserfc import jwt
-from joserfc.errors import JoseError
-from joserfc.jwk import OctKey
+# joserfc is imported where it is used: it brings 7 MB that a node or control plane without streams never needs.
+if TYPE_CHECKING:
+    from joserfc.jwk import OctKey
 
 ALGORITHM = "HS256"
 KEY_BYTES = 32
@@ -48,12 +49,17 @@ def new_key() -> str:
 
 def sign(key: str, node: str, target: Target, now: float, life_seconds: float = LIFE_SECONDS) -> str:
     """A token for ``target`` on ``node``; ``now`` in seconds of the control plane's clock."""
+    from joserfc import jwt
+
     claims = {"aud": node, "ten": target.tenant, "tgt": target.path, "fen": target.fence, "exp": now + life_seconds}
     return jwt.encode({"alg": ALGORITHM}, claims, _key(key), algorithms=[ALGORITHM])
 
 
 def check(token: str, key: str, node: str, target: Target, now: float) -> None:
     """Raises: TokenRefused unless the token is for exactly this target, here and now."""
+    from joserfc import jwt
+    from joserfc.errors import JoseError
+
     if not key or len(token) > TOKEN_BYTES_MOST:
         raise TokenRefused("there is no valid stream token")
     try:
@@ -95,4 +101,6 @@ class Signer:
 
 
 def _key(text: str) -> OctKey:
+    from joserfc.jwk import OctKey
+
     return OctKey.import_key(bytes.fromhex(text))

@@ -24,6 +24,8 @@ LONGEST_BACKOFF_SECONDS = 30.0
 STEADY_SECONDS = 60.0
 _TAIL_BYTES = 16 * 1024
 _PR_SET_PDEATHSIG = 1
+# One heap for all threads, whom Python's lock serialises anyway, and what is free goes back to the system: 14 MB less.
+_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 class Child:
@@ -116,8 +118,8 @@ class Child:
             self._said_from = stream.seek(0, os.SEEK_END)
             # A session of its own: Ctrl-C reaches this process only, which then ends the children in order.
             self.process = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream,
-                env={**environment, **self._settings}, start_new_session=True, preexec_fn=_dies_with(os.getpid()),
+                self._command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True,
+                env={**_MEMORY, **environment, **self._settings}, preexec_fn=_dies_with(os.getpid()),
             )  # fmt: skip
 
 

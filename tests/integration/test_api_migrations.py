@@ -9,14 +9,16 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, text
 
-from controlplane.store import Store
+from controlplane.store import Store, newest_revision
 from controlplane.tables import SQLModel
 
 
 def test_autogenerate_finds_no_difference_after_migrating(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = Store(tmp_path / "stockade.db")
+    assert store.revision() is None
     store.migrate()
     store.migrate()
+    assert store.revision() == newest_revision()
     store.close()
     engine = create_engine(f"sqlite:///{tmp_path / 'stockade.db'}")
     with engine.connect() as connection:

@@ -16,6 +16,7 @@ from aiohttp import web
 
 from dataplane.protocol import Assignment, BuiltinCall, HttpCall, Performance
 from dataplane.testing import ControlPlaneDouble
+from tests.acceptance.cluster import free_port
 
 pytestmark = pytest.mark.anyio
 
@@ -149,3 +150,20 @@ async def test_a_stopped_node_loses_its_lease_and_goes_on_when_it_is_renewed(tmp
         work = Performance(key="k", builtin=BuiltinCall(name="artifact.write", args={"name": "n", "text": "x"}))
         double.assign(Assignment(attempt="a", fence=1, run="r", path="p", number=1, wall_seconds=60, call=work))
         assert (await double.report_of("a")).error is None
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGTERM, signal.SIGINT])
+async def test_a_node_that_cannot_register_ends_when_told_to(tmp_path: Path, signal_: signal.Signals) -> None:
+    command = [sys.executable, "-c", PROGRAM, f"http://127.0.0.1:{free_port()}", str(tmp_path), "30"]
+    async with await anyio.open_process(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        try:
+            assert running.stderr is not None
+            with anyio.fail_after(30):
+                said = b""
+                while b"not registered" not in said:
+                    said += await running.stderr.receive()
+                running.send_signal(signal_)
+                assert await running.wait() == 0
+        finally:
+            if running.returncode is None:
+                running.kill()

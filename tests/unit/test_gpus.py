@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from controlplane.nodes.devices import DeviceLedger
+from dataplane import gpus
 from dataplane.config import ConfigError
 from dataplane.gpus import FREE_STEP, fake_gpus, find_gpus, told
 from dataplane.protocol import FAKE_GPU, GpuDevice
@@ -87,6 +88,7 @@ class Library:
 def test_whole_gpus_and_slices_are_reported_as_the_driver_shows_them(monkeypatch: pytest.MonkeyPatch) -> None:
     library = Library()
     monkeypatch.setitem(sys.modules, "pynvml", library)
+    monkeypatch.setattr(gpus, "driver_absent", lambda: "")
     devices, why = find_gpus()
     assert [(one.uuid, one.index, one.memory_bytes) for one in devices] == [
         ("GPU-0", 0, 80 * GIB), ("MIG-0", 1, 10 * GIB), ("MIG-3", 1, 10 * GIB),
@@ -106,8 +108,16 @@ def test_whole_gpus_and_slices_are_reported_as_the_driver_shows_them(monkeypatch
 def test_no_gpu_comes_with_its_reason(fails: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     library = Library(fails)
     monkeypatch.setitem(sys.modules, "pynvml", library)
+    monkeypatch.setattr(gpus, "driver_absent", lambda: "")
     assert find_gpus() == ((), why)
     assert library.open == 0
+
+
+def test_without_the_drivers_own_library_nothing_else_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpus, "_DRIVER_LIBRARY", "libno-such-driver.so.1")
+    monkeypatch.setitem(sys.modules, "pynvml", None)  # an import of it would raise
+    devices, why = find_gpus()
+    assert devices == () and why.startswith("no NVIDIA driver answers: libno-such-driver.so.1")
 
 
 def test_a_little_less_free_memory_is_nothing_to_tell() -> None:
