@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 import aiohttp
 import msgspec
 
+from dataplane.flow_wire import FlowRecord
 from dataplane.model_wire import ModelLog
 from dataplane.protocol import (
     Ack,
@@ -20,7 +21,6 @@ from dataplane.protocol import (
     AuthorizeAnswer,
     AuthorizeRequest,
     CallResult,
-    FlowRecord,
     OutputChunk,
     PullRequest,
     PullResponse,

@@ -16,6 +16,7 @@ from dataplane.client import (
     TokenRefused,
 )
 from dataplane.config import ConfigError
+from dataplane.flow_wire import FlowRecord
 from dataplane.model_wire import ModelLog
 from dataplane.protocol import (
     FEATURES,
@@ -24,7 +25,6 @@ from dataplane.protocol import (
     AuthorizeAnswer,
     AuthorizeRequest,
     CallResult,
-    FlowRecord,
     OutputChunk,
     PullRequest,
     PullResponse,

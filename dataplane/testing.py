@@ -17,6 +17,7 @@ import anyio
 import msgspec
 from aiohttp import web
 
+from dataplane.flow_wire import FlowRecord
 from dataplane.protocol import (
     Ack,
     ArtifactRef,
@@ -25,7 +26,6 @@ from dataplane.protocol import (
     AuthorizeRequest,
     CallResult,
     Directive,
-    FlowRecord,
     Heartbeat,
     OutputChunk,
     PullRequest,

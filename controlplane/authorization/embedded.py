@@ -250,7 +250,7 @@ class EmbeddedEngine:
             return
         size = _WARY_FRAME_QUESTIONS if self._suspects else FRAME_QUESTIONS
         for begin in range(0, len(asked), size):
-            worker = min(self._active, key=_queue) if len(self._active) > 1 else self._active[0]
+            worker = min(self._active, key=lambda one: len(one.waiting)) if len(self._active) > 1 else self._active[0]
             worker.ask(asked[begin : begin + size])
         self._watch_later()
 
@@ -376,7 +376,7 @@ class EmbeddedEngine:
         self._active.remove(worker)
         self._suspects.append(worker)
         if len(self._suspects) > _SUSPECTS_MOST:
-            max(self._suspects, key=_busy).end("too many questions ran for long at once")
+            max(self._suspects, key=lambda one: one.busy_seconds).end("too many questions ran for long at once")
         self._place(moving)
         self._fill()
 
@@ -398,11 +398,3 @@ class EmbeddedEngine:
 
     def _workers(self) -> list[WorkerProcess]:
         return [*self._active, *self._spares, *self._suspects, *self._starting]
-
-
-def _queue(worker: WorkerProcess) -> int:
-    return len(worker.waiting)
-
-
-def _busy(worker: WorkerProcess) -> float:
-    return worker.busy_seconds

@@ -7,40 +7,38 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import json
 import re
 import time
-from collections.abc import AsyncIterator, Callable
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 
 from controlplane.engine import Engine
-from controlplane.errors import conflict, invalid_request, not_found, too_large, unauthorized
+from controlplane.errors import conflict, invalid_request, too_large, unauthorized
 from controlplane.errors import field_problem as problem
 from controlplane.ids import new_id
+from controlplane.nodes.artifact_wire import download, upload
+from controlplane.nodes.callers import answered, bearer_of, body_of, node_of, parts_of
 from controlplane.nodes.node import GPUS_MOST, Node
-from controlplane.runs import labels, reports
-from controlplane.runs.state import StepState
-from controlplane.services import Services
+from controlplane.runs import reports
 from controlplane.store import Write, upsert
 from controlplane.tables import NodeRow
 from controlplane.times import rfc3339
 from controlplane.tokens import hash_token, make_token
+from dataplane.flow_wire import FlowRecord
 from dataplane.model_wire import ModelLog
 from dataplane.protocol import (
     FEATURES,
     VERSION,
     Ack,
-    ArtifactRef,
     AuthorizeRequest,
     CallResult,
     Directive,
-    FlowRecord,
     Heartbeat,
     OutputChunk,
     PullRequest,
@@ -75,47 +73,15 @@ def routes() -> list[Route]:
     ]
 
 
-def _parts(request: Request) -> tuple[Services, Engine]:
-    services: Services = request.app.state.services
-    assert services.engine is not None  # noqa: S101 - the wire is mounted only with an engine
-    return services, services.engine
-
-
-def _bearer(request: Request) -> str:
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not token:
-        raise unauthorized("Nodes send their token as a bearer.")
-    return token
-
-
-def _node(request: Request, engine: Engine) -> Node:
-    node = engine.inventory.by_token(hash_token(_bearer(request)))
-    if node is None:
-        raise unauthorized("This node is not registered (any more): register again with the join token.")
-    return node
-
-
-async def _body(request: Request, kind: type[T]) -> T:
-    try:
-        return msgspec.json.decode(await request.body(), type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        why = "nested too deeply" if isinstance(error, RecursionError) else str(error)[:500]
-        raise invalid_request([problem("", why, "send what dataplane.protocol says")]) from None
-
-
-def _json(value: Any) -> Response:
-    return Response(_encode(value), media_type="application/json")
-
-
 async def register(request: Request) -> Response:
     """A node joins, or comes back after a restart: a new boot ends its earlier attempts at once."""
-    services, engine = _parts(request)
-    tenant = await services.identities.join_tenant(_bearer(request))
+    services, engine = parts_of(request)
+    tenant = await services.identities.join_tenant(bearer_of(request))
     if tenant is None:
         raise unauthorized("The join token is wrong or has expired: make one with `stockade node join-token`.")
     if int(request.headers.get("content-length") or REGISTER_MOST + 1) > REGISTER_MOST:
         raise too_large(REGISTER_MOST)
-    message = await _body(request, Register)
+    message = await body_of(request, Register)
     _check_claims(message)
     _check_address(message.address, "" if request.client is None else request.client.host)
     if message.version > VERSION or message.version < VERSION - 1:
@@ -139,7 +105,7 @@ async def register(request: Request) -> Response:
         stream_key=engine.stream_tokens.key_of(node.token_hash),
         now=time.time(),
     )
-    return _json(answer)
+    return answered(answer)
 
 
 async def _join(engine: Engine, tenant: str, message: Register, token_hash: str) -> Node:
@@ -192,9 +158,9 @@ async def _join(engine: Engine, tenant: str, message: Register, token_hash: str)
 
 async def pull(request: Request) -> Response:
     """Heartbeat and reports in, acknowledgements, assignments and directives out."""
-    _services, engine = _parts(request)
-    node = _node(request, engine)
-    message = await _body(request, PullRequest)
+    _services, engine = parts_of(request)
+    node = node_of(request, engine)
+    message = await body_of(request, PullRequest)
     if message.boot_id != node.declared.boot_id:
         raise unauthorized("Another boot of this node has registered.")
     node.last_seen, node.seen_ns = time.monotonic(), time.time_ns()
@@ -230,7 +196,7 @@ async def pull(request: Request) -> Response:
         response.assignments = node.take(most)
     while node.directives:
         response.directives.append(node.directives.popleft())
-    return _json(response)
+    return answered(response)
 
 
 def _keep(engine: Engine, node: Node) -> None:
@@ -313,34 +279,34 @@ async def _report(engine: Engine, node: Node, message: PullRequest) -> list[Ack]
 
 async def authorize(request: Request) -> Response:
     """Tool calls of guests, decided one by one."""
-    _services, engine = _parts(request)
-    node = _node(request, engine)
-    requests = await _body(request, list[AuthorizeRequest])
-    return _json(await engine.gateway.authorize(node.id, requests[:BATCH_MOST]))
+    _services, engine = parts_of(request)
+    node = node_of(request, engine)
+    requests = await body_of(request, list[AuthorizeRequest])
+    return answered(await engine.gateway.authorize(node.id, requests[:BATCH_MOST]))
 
 
 async def results(request: Request) -> Response:
     """Outcomes of performed calls; durable when acknowledged."""
-    _services, engine = _parts(request)
-    node = _node(request, engine)
-    outcomes = await _body(request, list[CallResult])
-    return _json(await engine.gateway.record(node.id, outcomes[:BATCH_MOST]))
+    _services, engine = parts_of(request)
+    node = node_of(request, engine)
+    outcomes = await body_of(request, list[CallResult])
+    return answered(await engine.gateway.record(node.id, outcomes[:BATCH_MOST]))
 
 
 async def flows(request: Request) -> Response:
     """Connections of guests; durable when acknowledged."""
-    _services, engine = _parts(request)
-    node = _node(request, engine)
-    records = await _body(request, list[FlowRecord])
-    return _json(await engine.flows.record(node.id, records[:BATCH_MOST]))
+    _services, engine = parts_of(request)
+    node = node_of(request, engine)
+    records = await body_of(request, list[FlowRecord])
+    return answered(await engine.flows.record(node.id, records[:BATCH_MOST]))
 
 
 async def output(request: Request) -> Response:
     """Output of guests, in chunks, and their progress."""
-    services, engine = _parts(request)
-    node = _node(request, engine)
+    services, engine = parts_of(request)
+    node = node_of(request, engine)
     acks: list[Ack] = []
-    for chunk in await _body(request, list[OutputChunk]):
+    for chunk in await body_of(request, list[OutputChunk]):
         found = engine.controller.current(chunk.attempt, chunk.fence)
         if found is None or found[1].node != node.id:
             acks.append(Ack(ok=False, stale=True))
@@ -356,74 +322,12 @@ async def output(request: Request) -> Response:
         else:
             stored = await services.output.size(chunk.attempt, chunk.stream)
             acks.append(Ack(ok=False, message="bytes before this offset are missing", stored_bytes=stored))
-    return _json(acks)
+    return answered(acks)
 
 
 async def model_logs(request: Request) -> Response:
     """The ends of model servers' logs that were asked for."""
-    _services, engine = _parts(request)
-    node = _node(request, engine)
-    logs = await _body(request, list[ModelLog])
-    return _json([Ack(ok=node.models.told(one)) for one in logs[:BATCH_MOST]])
-
-
-async def upload(request: Request) -> Response:
-    """Bytes of one output; the reference belongs to the run of the attempt."""
-    services, engine = _parts(request)
-    node = _node(request, engine)
-    query = request.query_params
-    try:
-        found = engine.controller.current(query.get("attempt", ""), int(query.get("fence", "0")))
-    except ValueError:
-        found = None
-    if found is None or found[1].node != node.id:
-        raise conflict("The fence is not current; drop this work.")
-    run, step = found
-    name = _CONTROL.sub("_", query.get("name", "output")[:255]) or "output"
-    media_type = query.get("media_type", "application/octet-stream")[:128]
-    stored = await services.artifacts.put(
-        run.tenant, name, media_type, request.stream(), run=run.id, path=step.path, labels=_labels(step)
-    )
-    fields = {field: stored[field] for field in ("id", "name", "digest", "size_bytes", "media_type")}
-    return _json(ArtifactRef(**fields))
-
-
-def _labels(step: StepState) -> dict[str, Any]:
-    """What a file inherits that a step writes while it runs."""
-    return labels.join(labels.of_step(step), step.labels)
-
-
-async def download(request: Request) -> Response:
-    """Bytes of an artifact that the attempt was granted as an input or asked for in an authorized call."""
-    services, engine = _parts(request)
-    node = _node(request, engine)
-    query = request.query_params
-    attempt, artifact = query.get("attempt", ""), request.path_params["artifact"]
-    reservation = node.reservations.get(attempt)
-    found = engine.controller.attempts.get(attempt)
-    if reservation is None or found is None or found[1].node != node.id:
-        raise not_found("artifact", artifact)
-    run, step = found
-    code = reservation.assignment.code
-    granted = code is not None and any(one.artifact == artifact for one in code.inputs)
-    asked = any(
-        call.tool == "builtin.artifact.read"
-        and call.attempt == attempt
-        and json.loads(call.args).get("artifact", "").removeprefix("artifact://") == artifact
-        for call in step.calls.values()
-    )
-    opened = await services.artifacts.open(run.tenant, artifact) if granted or asked else None
-    # An id that a guest made up opens nothing: a run reads its own artifacts and those that whoever started it named.
-    if opened is None or (opened[0]["run"] != run.id and artifact not in run.named_artifacts):
-        raise not_found("artifact", artifact)
-    shown, stream = opened
-    headers = {"x-stockade-digest": shown["digest"], "content-length": str(shown["size_bytes"])}
-    return StreamingResponse(_measured(node, stream), media_type=shown["media_type"], headers=headers)
-
-
-async def _measured(node: Node, stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    began, size = time.monotonic(), 0
-    async for piece in stream:
-        size += len(piece)
-        yield piece
-    node.moved(size, time.monotonic() - began)
+    _services, engine = parts_of(request)
+    node = node_of(request, engine)
+    logs = await body_of(request, list[ModelLog])
+    return answered([Ack(ok=node.models.told(one)) for one in logs[:BATCH_MOST]])

@@ -14,7 +14,8 @@ import anyio
 from controlplane.runs.controller import Controller
 from controlplane.runs.journal import JournalFailed
 from controlplane.runs.state import StepState
-from dataplane.protocol import Ack, FlowRecord
+from dataplane.flow_wire import FlowRecord
+from dataplane.protocol import Ack
 
 FLOWS_MOST = 1000
 """Events of one attempt; a node's forwarder opens no more flows than that."""

@@ -11,7 +11,8 @@ import structlog
 
 from dataplane.backoff import Backoff, insist
 from dataplane.client import RequestRefused
-from dataplane.protocol import Ack, FlowRecord
+from dataplane.flow_wire import FlowRecord
+from dataplane.protocol import Ack
 
 log = structlog.get_logger("stockade.node")
 BATCH = 256

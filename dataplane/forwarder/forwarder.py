@@ -19,12 +19,13 @@ import structlog
 
 from dataplane.attempts import Attempt
 from dataplane.egress import CheckedResolver, EgressRefused, Lookup, check_literal
+from dataplane.flow_wire import FlowRecord
 from dataplane.forwarder import client_hello, request
 from dataplane.forwarder.flow_log import FLOWS_MOST, FlowLog
 from dataplane.forwarder.refusals import TLS_ACCESS_DENIED, Code, Refused
 from dataplane.forwarder.request import ProxyRequest
 from dataplane.leases import Lease
-from dataplane.protocol import FlowRecord, NetworkHost
+from dataplane.protocol import NetworkHost
 
 log = structlog.get_logger("stockade.node")
 _CHUNK = 65_536

@@ -20,10 +20,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from dataplane.attempts import Attempt
+from dataplane.flow_wire import FlowRecord
 from dataplane.forwarder.flow_log import FlowLog
 from dataplane.forwarder.forwarder import Caps, Forwarder
 from dataplane.leases import Lease
-from dataplane.protocol import Ack, Assignment, CodeWork, FlowRecord, NetworkHost, SandboxRequest
+from dataplane.protocol import Ack, Assignment, CodeWork, NetworkHost, SandboxRequest
 
 pytestmark = pytest.mark.anyio
 HOST = "api.example.com"

@@ -12,7 +12,7 @@ from controlplane.runs.state import StepState
 from controlplane.runs.work import demand_of
 from controlplane.workflows.graph import compile_workflow
 from controlplane.workflows.problem_values import WorkflowInvalid
-from dataplane.protocol import FlowRecord
+from dataplane.flow_wire import FlowRecord
 from sandboxes.driver import Feature, refuse_missing
 from sandboxes.errors import TierUnavailable
 from sandboxes.jail.driver import JailDriver
