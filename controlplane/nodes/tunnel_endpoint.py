@@ -41,7 +41,7 @@ async def tunnel(socket: WebSocket) -> None:
     try:
         async with anyio.create_task_group() as group:
             group.start_soon(_send, mux, group.cancel_scope)
-            group.start_soon(_end_with, engine, node, group.cancel_scope)
+            group.start_soon(_end_with, node, group.cancel_scope)
             await _receive(mux, socket)
             group.cancel_scope.cancel()
     finally:
@@ -75,7 +75,7 @@ async def _receive(mux: Mux, socket: WebSocket) -> None:
         await socket.close(BROKEN)
 
 
-async def _end_with(engine: Engine, node: Node, scope: anyio.CancelScope) -> None:
+async def _end_with(node: Node, scope: anyio.CancelScope) -> None:
     """A node that registered again dials again; one that was removed has no place here."""
     await node.replaced.wait()
     scope.cancel()

@@ -28,7 +28,7 @@ class Deferrals:
         """Who waits, the longest first."""
         return list(self._waiting.values())
 
-    def patience(self, run: RunState, step: StepState) -> float:
+    def patience(self, step: StepState) -> float:
         """How much longer the step may wait for a better node, in seconds."""
         if step.patience is not None:
             return step.patience.left(time.monotonic())

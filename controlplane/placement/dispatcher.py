@@ -130,7 +130,7 @@ class Dispatcher:
         one.demand = replace(
             one.demand,
             expected_seconds=self.inventory.durations.expected(one.work),
-            patience_seconds=self.deferrals.patience(one.run, one.step),
+            patience_seconds=self.deferrals.patience(one.step),
         )
 
     def _open(self, run: RunState, step: StepState) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import anyio
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+from anyio.streams.memory import MemoryObjectSendStream
 from mcp.shared.message import SessionMessage
 from mcp_types import (
     JSONRPCError,
@@ -34,7 +34,6 @@ REQUESTS_MOST = 16
 _SHOWN = 80
 
 Heard = SessionMessage | Exception
-Inbox = MemoryObjectReceiveStream[Heard]
 Outbox = MemoryObjectSendStream[SessionMessage]
 
 

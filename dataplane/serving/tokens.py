@@ -6,7 +6,6 @@ registers again refuses the earlier ones. Tokens are JWTs (HS256).
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -40,11 +39,6 @@ class Target:
     @property
     def path(self) -> str:
         return f"/{self.kind}/{self.name}"
-
-
-def new_key() -> str:
-    """For one registration, as text."""
-    return secrets.token_hex(KEY_BYTES)
 
 
 def sign(key: str, node: str, target: Target, now: float, life_seconds: float = LIFE_SECONDS) -> str:

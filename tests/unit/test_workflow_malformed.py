@@ -9,7 +9,10 @@ import pytest
 
 from controlplane.workflows.graph import compile_workflow, parse_document
 from controlplane.workflows.problem_values import WorkflowInvalid
-from tests.unit.malformed_workflows import CASES, A, code, workflow
+from tests.unit import malformed_models, malformed_workflows
+from tests.unit.malformed_workflows import A, code, workflow
+
+CASES = [*malformed_workflows.CASES, *malformed_models.CASES]
 
 
 @pytest.mark.parametrize(

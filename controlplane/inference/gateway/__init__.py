@@ -13,4 +13,11 @@ gathering.py     a stream made into one answer
 metering.py      tokens by principal, run and model
 models.py        the port ``Models``, for the control plane itself
 refusals.py      every "no", in OpenAI's form
+assembly.py      the whole, put together within the control plane
+
+As a process of its own:
+role.py               the process
+remote.py             its port to the control plane, for what ``authority.py`` does in one process; its dialer
+wire.py               what the two say to each other
+internal_endpoints.py the control plane's side of that
 """

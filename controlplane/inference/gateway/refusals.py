@@ -54,8 +54,6 @@ _STEP_TYPE = {
     "busy": "rate_limited",
     "timeout": "timeout",
 }
-SHOWN = 500
-"""Characters of a server's own words that a caller sees."""
 
 
 class GatewayRefused(Exception):
