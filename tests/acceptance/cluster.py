@@ -19,6 +19,7 @@ from typing import Self
 
 import httpx2
 
+from stockade.cli import places
 from stockade.client import Client
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -189,7 +190,9 @@ class Cluster:
 
     def _spawn(self, name: str, command: list[str], extra: Mapping[str, str]) -> subprocess.Popen[bytes]:
         kept = {key: value for key, value in os.environ.items() if not key.startswith("STOCKADE_")}
-        environment = {**kept, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(REPOSITORY), **extra}
+        # Where this machine's real programs are, also where what points there is not the default.
+        shared = {"STOCKADE_COMPONENTS": str(places.components())}
+        environment = {**kept, **shared, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(REPOSITORY), **extra}
         with (self.folder / f"{name}.log").open("ab") as log:
             return subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=self.folder
