@@ -165,8 +165,11 @@ class Deployments:
         replicas = self.placed_of(deployment)
         found = next((one for one in replicas if replica in (None, one.id)), None)
         if found is None:
-            fix = "An external service keeps its own." if deployment.spec.external else "It has none now."
-            raise not_found("replica", replica or f"of {deployment.name}", fix)
+            if replica is None:
+                why = "an external service keeps its own" if deployment.spec.external else "it has no replica now"
+                fix = f"`stockade model get {deployment.name}` shows it."
+                raise conflict(f"{deployment.name} has no log here: {why}. {fix}")
+            raise not_found("replica", replica, f"`stockade model get {deployment.name}` lists them.")
         node = self._inventory.nodes.get(found.node)
         if node is None or node.status == "lost":
             raise conflict(f"The node of {found.id} does not answer.", retryable=True)

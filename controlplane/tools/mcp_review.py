@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -35,6 +36,7 @@ def accepted(server: McpServer, acceptance: Acceptance) -> tuple[str, McpToolSpe
         message = f"{acceptance.name!r} cannot be a tool's name here"
         hint = f"names are letters, digits, - and _, in parts with dots between, at most {NAME_MOST} characters"
         raise invalid_tool([field_problem("/tools", message, hint)])
+    _check_critical(definition, acceptance)
     return name, McpToolSpec(
         description=(definition.description or definition.title or acceptance.name)[:4096],
         effect=acceptance.effect,
@@ -46,6 +48,22 @@ def accepted(server: McpServer, acceptance: Acceptance) -> tuple[str, McpToolSpe
         definition=raw,
         definition_digest=digest,
     )
+
+
+def _check_critical(definition: Definition, acceptance: Acceptance) -> None:
+    """A misspelt argument would guard nothing. Raises: ApiError invalid-tool."""
+    properties = definition.inputSchema.get("properties")
+    if not isinstance(properties, dict):
+        return  # it declares none: what it takes is not known
+    problems = []
+    for argument in acceptance.critical_args or ():
+        if argument not in properties:
+            near = difflib.get_close_matches(argument, list(map(str, properties)), n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it takes: {', '.join(sorted(map(str, properties))[:20])}"
+            message = f"{acceptance.name} takes no argument {argument!r}"
+            problems.append(field_problem("/tools/critical_args", message, hint))
+    if problems:
+        raise invalid_tool(problems)
 
 
 def plain(definition: Definition) -> dict[str, Any]:

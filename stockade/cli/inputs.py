@@ -111,7 +111,12 @@ def _json(text: str, source: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        line = text.splitlines()[error.lineno - 1] if text.splitlines() else ""
+        if error.pos >= len(text.rstrip()):
+            why = f"{error.msg.lower()}, but it ends there"
+            fix = "close what is open: a ], } or quote"
+            raise Refusal(Exit.USAGE, "not JSON", where=f"{source}:{error.lineno}", why=why, fix=fix) from None
+        # As the decoder counts lines: by \n alone.
+        line = text.split("\n")[error.lineno - 1]
         raise Refusal(
             Exit.USAGE, "not JSON", where=f"{source}:{error.lineno}:{error.colno}\n{line}\n{' ' * (error.colno - 1)}^",
             why=error.msg, fix="fix the JSON at the caret",

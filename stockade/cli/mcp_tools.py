@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from stockade.cli import inputs
@@ -76,10 +77,13 @@ def review(
     server = listed(client, name)
     if form in DATA_FORMS:
         show_value(server.model_dump(mode="json"), form)
-    chosen = [one for one in server.tools if one.definition and (not only or one.tool in only or one.name in only)]
-    waiting = [one for one in chosen if one.state != "reviewed" or only]
     given = _effects(effects)
     decides = {tool: words.split(",") for tool, words in inputs.pairs(critical, "argument").items()}
+    for flag, tools in (("--only", only), ("--effect", given), ("--critical", decides)):
+        _check_offered(server, flag, tools)
+    chosen = [one for one in server.tools if one.definition and (not only or one.tool in only or one.name in only)]
+    # What is named is decided anew; else only what nobody has accepted yet.
+    waiting = [one for one in chosen if one.state != "reviewed" or only or one.tool in given or one.tool in decides]
     accepted: list[dict[str, Any]] = []
     for tool in waiting:
         if form not in DATA_FORMS:
@@ -96,7 +100,7 @@ def review(
     if accepted:
         with sent(name):
             client.review_mcp_server(name, accepted)
-    say(f"{name}: {len(accepted)} of {len(waiting)} accepted")
+    say(f"{name}: {len(accepted)} of {len(waiting)} accepted" if waiting else f"{name}: nothing waits for a review")
     if len(accepted) < len(waiting):
         if not sys.stdin.isatty():
             say(f"accept what you have read:  stockade tool review {name} --yes [--effect TOOL=none]")
@@ -149,6 +153,19 @@ def _literal(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _literal(one) for key, one in value.items()}
     return value
+
+
+def _check_offered(server: McpServer, flag: str, named: Iterable[str]) -> None:
+    """A misspelt tool would leave another as it is. Raises: Refusal."""
+    offered = {one.tool for one in server.tools if one.definition}
+    known = {"*", *offered, *(f"{server.name}.{one}" for one in offered)}
+    for tool in named:
+        if tool not in known:
+            near = difflib.get_close_matches(tool, sorted(offered), n=1)
+            fix = (
+                f"did you mean {near[0]}?" if near else f"`stockade tool review {server.name}` lists them"
+            )
+            raise Refusal(Exit.USAGE, f"{server.name} offers no tool of this name", where=f"{flag} {tool}", fix=fix)
 
 
 def _effects(given: Sequence[str]) -> dict[str, str]:

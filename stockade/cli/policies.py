@@ -22,6 +22,8 @@ def test(directory: Path | None) -> int:
             print(f"FAIL  {one.name}  {one.rule}  {one.problem}", file=sys.stderr)
     failed = sum(not one.passed for one in found.tests)
     print(f"{len(found.tests) - failed} passed, {failed} failed, {found.coverage_percent:.1f}% of lines covered")
+    if not found.tests:
+        print("no test rule: write `test_… if { … }` in a file *_test.rego beside your rules", file=sys.stderr)
     for place in found.not_covered:
         print(f"not covered: {place}", file=sys.stderr)
     return int(Exit.OK if found.passed else Exit.FAILED)

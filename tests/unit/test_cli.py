@@ -12,7 +12,7 @@ from pytest_httpserver import HTTPServer
 from rich.console import Console
 
 from stockade.cli import contexts, inputs
-from stockade.cli.exits import Refusal, visible
+from stockade.cli.exits import Exit, Refusal, visible
 from stockade.cli.main import LATER, main
 from stockade.cli.output import yaml_lines
 from stockade.cli.tree import Words, run_tree
@@ -229,3 +229,12 @@ def test_a_large_map_is_counted_and_its_first_failures_shown() -> None:
     text = captured.get()
     assert "40 items: 35 completed, 5 failed" in text and "scan[16]/probe" in text and "and 2 more failures" in text
     assert text.count("\n") < 10
+
+
+@pytest.mark.parametrize("text", ['{"a": [1,\n', '{"a": "x\n\n', "{\n", ""])
+def test_a_file_that_ends_too_early_is_said_to(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "w.json"
+    file.write_text(text)
+    with pytest.raises(Refusal) as refused:
+        inputs.workflow(str(file))
+    assert refused.value.code is Exit.USAGE and str(file) in refused.value.where and refused.value.fix
