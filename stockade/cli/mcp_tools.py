@@ -162,9 +162,7 @@ def _check_offered(server: McpServer, flag: str, named: Iterable[str]) -> None:
     for tool in named:
         if tool not in known:
             near = difflib.get_close_matches(tool, sorted(offered), n=1)
-            fix = (
-                f"did you mean {near[0]}?" if near else f"`stockade tool review {server.name}` lists them"
-            )
+            fix = f"did you mean {near[0]}?" if near else f"`stockade tool review {server.name}` lists them"
             raise Refusal(Exit.USAGE, f"{server.name} offers no tool of this name", where=f"{flag} {tool}", fix=fix)
 
 
