@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import pytest
+from aiohttp import web
 from sqlmodel import select
 
 from controlplane.authorization.bundle import load_bundle
@@ -49,6 +50,26 @@ def served(name: str, url: str, deployment: str = "small", **more: Any) -> Repli
 
 def nowhere(name: str, deployment: str = "small", **more: Any) -> Replica:
     return served(name, f"http://127.0.0.1:{free_port()}/v1", deployment, **more)
+
+
+@asynccontextmanager
+async def answering(chat: Callable[[web.Request], web.Response]) -> AsyncIterator[str]:
+    """The URL of a server whose every answer is ``chat``'s."""
+
+    async def handle(request: web.Request) -> web.Response:
+        await request.read()
+        return chat(request)
+
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", handle)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        port = free_port()
+        await web.TCPSite(runner, "127.0.0.1", port).start()
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        await runner.cleanup()
 
 
 class NoNodes:
@@ -183,6 +204,15 @@ async def test_policy_that_does_not_answer_is_told_apart(tmp_path: Path, stack: 
 async def test_a_dead_replica_is_passed_over(tmp_path: Path, llama: LlamaServer, stack: AsyncExitStack) -> None:
     on = await stage(tmp_path, {"small": [nowhere("a"), served("b", llama.url)]}, stack)
     answers = [await on.models.complete(call(key=str(number))) for number in range(3)]
+    assert {one.replica for one in answers} == {"b"}
+
+
+async def test_a_replica_that_answers_something_else_is_passed_over(
+    tmp_path: Path, llama: LlamaServer, stack: AsyncExitStack
+) -> None:
+    async with answering(lambda request: web.json_response({"data": []})) as url:
+        on = await stage(tmp_path, {"small": [served("a", url), served("b", llama.url)]}, stack)
+        answers = [await on.models.complete(call(key=str(number))) for number in range(3)]
     assert {one.replica for one in answers} == {"b"}
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from controlplane.inference.gateway import reading
-from controlplane.inference.gateway.gathering import Gathered
+from controlplane.inference.gateway.gathering import CHUNKS_MOST, LOGPROB_BYTES, Gathered
 from controlplane.inference.gateway.questions import limited
-from controlplane.inference.gateway.reading import BadAnswer, Events
+from controlplane.inference.gateway.reading import BODY_BYTES_MOST, BadAnswer, Events
 from controlplane.inference.gateway.refusals import GatewayRefused
 from controlplane.inference.gateway.requests import ModelRequest, Operation, read
 
@@ -153,14 +153,30 @@ async def test_a_body_without_end_is_not_kept() -> None:
 
 
 def test_only_known_fields_go_on_under_our_name() -> None:
-    kept = reading.rebuilt({"id": "1", "model": "/secret/path", "timings": {}, "choices": [{}]}, "small")
+    kept = reading.rebuilt(
+        {"id": "1", "model": "/secret/path", "timings": {}, "choices": [{}]}, "small", Operation.CHAT
+    )
     assert kept == {"id": "1", "model": "small", "choices": [{}]}
 
 
 @pytest.mark.parametrize("answer", [{}, {"choices": {}}, {"choices": [1]}, {"error": {"message": "no"}}])
 def test_what_is_no_answer_is_one_of_a_broken_server(answer: dict[str, Any]) -> None:
     with pytest.raises(BadAnswer):
-        reading.rebuilt(answer, "small")
+        reading.rebuilt(answer, "small", Operation.CHAT)
+
+
+@pytest.mark.parametrize(
+    ("operation", "key", "other"),
+    [
+        (Operation.CHAT, "choices", "data"),
+        (Operation.COMPLETION, "choices", "data"),
+        (Operation.EMBEDDING, "data", "choices"),
+    ],
+)
+def test_an_answer_to_another_operation_is_none(operation: Operation, key: str, other: str) -> None:
+    with pytest.raises(BadAnswer, match=key):
+        reading.rebuilt({other: []}, "small", operation)
+    assert reading.rebuilt({key: [], other: []}, "small", operation) == {key: [], "model": "small"}
 
 
 @pytest.mark.parametrize("count", [-1, 2**60, "5", None, 1.5, True])
@@ -212,3 +228,44 @@ def test_a_stream_becomes_one_answer() -> None:
 def test_a_stream_that_cannot_be_put_together_is_a_broken_servers(broken: dict[str, Any]) -> None:
     with pytest.raises(BadAnswer):
         Gathered("chat.completion").add(broken)
+
+
+class Counted(str):
+    """Text that counts what is copied to stand before it."""
+
+    copied = 0
+
+    def __radd__(self, before: str) -> str:
+        Counted.copied += len(before)
+        return before + str(self)
+
+
+@pytest.mark.parametrize(
+    "add",
+    [
+        lambda piece: chunk({"content": piece}),
+        lambda piece: chunk(text=piece),
+        lambda piece: chunk({"tool_calls": [{"index": 0, "function": {"arguments": piece}}]}),
+    ],
+)
+def test_a_chunk_does_not_copy_those_before_it(add: Callable[[str], dict[str, Any]]) -> None:
+    gathered = Gathered("chat.completion")
+    for _ in range(100):
+        gathered.add(add(Counted("piece")))
+    assert Counted.copied == 0
+    assert "piece" * 100 in json.dumps(gathered.whole())
+
+
+def test_log_probabilities_without_end_are_not_kept() -> None:
+    gathered = Gathered("chat.completion")
+    some = chunk(logprobs={"content": [1] * 1024})
+    with pytest.raises(BadAnswer, match="more than"):
+        for _ in range(BODY_BYTES_MOST // LOGPROB_BYTES // 1024 + 1):
+            gathered.add(some)
+
+
+def test_chunks_without_end_are_not_taken() -> None:
+    gathered = Gathered("chat.completion")
+    with pytest.raises(BadAnswer, match="chunks"):
+        for _ in range(CHUNKS_MOST + 1):
+            gathered.add({"choices": []})

@@ -43,12 +43,14 @@ class Exchange:
         performer: Performer,
         admission: Admission,
         deployment: str,
+        operation: Operation,
         ticket: Ticket,
         answer: UpstreamAnswer,
         begun: float,
     ) -> None:
         self._performer = performer
         self._admission = admission
+        self._operation = operation
         self._answer = answer
         self._ticket: Ticket | None = ticket
         self._begun = begun
@@ -70,7 +72,7 @@ class Exchange:
 
     def seen(self, answer: dict[str, Any]) -> dict[str, Any]:
         """An answer or a chunk as it goes on to the caller. Raises: BadAnswer."""
-        kept = reading.rebuilt(answer, self.deployment)
+        kept = reading.rebuilt(answer, self.deployment, self._operation)
         self.usage = reading.usage(answer) or self.usage
         self.chunks_seen += 1
         return kept
@@ -251,7 +253,7 @@ class Performer:
             )
             if answer.status != 200:
                 await _refused(answer, deployment)
-            exchange = Exchange(self, admission, deployment, ticket, answer, begun)
+            exchange = Exchange(self, admission, deployment, request.operation, ticket, answer, begun)
             if request.is_stream:
                 await exchange.begin(reading.Events(answer.read))
                 return exchange

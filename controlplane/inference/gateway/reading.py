@@ -9,12 +9,14 @@ from typing import Any
 
 import msgspec
 
+from controlplane.inference.gateway.requests import Operation
+
 LINE_BYTES_MOST = 1 << 20
 BODY_BYTES_MOST = 32 << 20
 TOKENS_MOST = 2**40
 Read = Callable[[], Awaitable[bytes]]
 """The next bytes of a body; none at its end."""
-_FIELDS = ("id", "object", "created", "choices", "data", "usage", "system_fingerprint", "service_tier")
+_FIELDS = ("id", "object", "created", "usage", "system_fingerprint", "service_tier")
 decode = msgspec.json.Decoder().decode
 encode = msgspec.json.Encoder().encode
 
@@ -95,12 +97,13 @@ def said(error: Mapping[str, Any]) -> str:
     return "".join(one if one.isprintable() else " " for one in str(text)[:500])
 
 
-def rebuilt(answer: Mapping[str, Any], model: str) -> dict[str, Any]:
-    """An answer, or a chunk of one, with known fields and our name of the model. Raises: BadAnswer."""
+def rebuilt(answer: Mapping[str, Any], model: str, operation: Operation) -> dict[str, Any]:
+    """An answer to this operation, or a chunk of one, with known fields and our name of the model. Raises: BadAnswer,
+    also for the answer to another operation."""
     if "error" in answer:
         raise BadAnswer(f"it failed: {said(answer)}")
-    kept = {key: answer[key] for key in _FIELDS if key in answer}
-    key = "data" if "data" in kept else "choices"
+    key = "data" if operation is Operation.EMBEDDING else "choices"
+    kept = {name: answer[name] for name in (*_FIELDS, key) if name in answer}
     if not isinstance(kept.get(key), list) or not all(isinstance(one, dict) for one in kept[key]):
         raise BadAnswer(f"its answer has no list of `{key}`")
     kept["model"] = model
