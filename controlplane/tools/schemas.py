@@ -1,6 +1,6 @@
 """JSON Schemas of tools and of models' answers, compiled once.
 
-Never fetches a reference; patterns match in linear time.
+Never fetches a reference; patterns match in linear time; what one value may cost is bounded (``schema_cost``).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from typing import Any
 
 import jsonschema_rs
 
+from controlplane.tools.schema_cost import check_cost
 from controlplane.workflows.problem_values import Problem, child
 
 _MAX_PROBLEMS = 20
@@ -25,10 +26,11 @@ class Schema:
         """Raises: SchemaInvalid."""
         try:
             jsonschema_rs.meta.validate(schema)
+            check_cost(schema)
             self._validator = jsonschema_rs.validator_for(
                 schema, offline=True, pattern_options=jsonschema_rs.RegexOptions(size_limit=1024 * 1024)
             )
-        except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError) as error:
+        except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError, RecursionError) as error:
             raise SchemaInvalid(str(error).splitlines()[0][:500]) from None
 
     def check(self, value: Any) -> list[Problem]:

@@ -119,7 +119,7 @@ class CompiledWorkflow:
 
     def check_input(self, value: Any) -> tuple[Problem, ...]:
         """What is wrong with a run's input; pointers are into the input. At most 50 problems."""
-        if self.input_validator is None:
+        if self.input_validator is None or self.input_validator.is_valid(value):
             return ()
         problems: list[Problem] = []
         for error in self.input_validator.iter_errors(value):

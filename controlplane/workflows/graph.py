@@ -8,6 +8,7 @@ from typing import Any
 import jsonschema_rs
 from pydantic import ValidationError
 
+from controlplane.tools.schema_cost import SchemaTooCostly, check_cost
 from controlplane.tools.schemas import Schema, SchemaInvalid
 from controlplane.workflows.canonical import digest
 from controlplane.workflows.compiled import (
@@ -280,7 +281,12 @@ def _input_validator(schema: dict[str, Any] | None, problems: list[Problem]) -> 
     if outside:
         return None
     try:
-        return jsonschema_rs.validator_for(schema, pattern_options=jsonschema_rs.RegexOptions(), offline=True)
+        validator = jsonschema_rs.validator_for(schema, pattern_options=jsonschema_rs.RegexOptions(), offline=True)
+        check_cost(schema)
+        return validator
+    except SchemaTooCostly as error:
+        problems.append(Problem(pointer=f"/input{error.pointer}", message=error.why, hint=error.fix, type="schema"))
+        return None
     except (ValueError, jsonschema_rs.ReferencingError) as error:
         path = getattr(error, "instance_path", [])
         message = f"the input schema is not valid: {getattr(error, 'message', error)!s:.300}"

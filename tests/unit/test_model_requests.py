@@ -81,6 +81,10 @@ def test_an_image_needs_a_model_that_sees() -> None:
             {"response_format": {"type": "json_schema", "json_schema": {"schema": {"$ref": "http://10.0.0.1/x"}}}},
             "response_format.json_schema.schema",
         ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"not": {"$ref": "#"}}}}},
+            "response_format.json_schema.schema",
+        ),
     ],
 )
 def test_what_cannot_go_on_is_refused_by_name_with_a_fix(changes: dict[str, Any], param: str) -> None:

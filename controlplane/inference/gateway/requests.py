@@ -15,6 +15,7 @@ import jsonschema_rs
 import msgspec
 
 from controlplane.inference.gateway.refusals import GatewayRefused, wrong_field
+from controlplane.tools.schema_cost import check_cost
 
 MODELS_MOST = 8
 MESSAGES_MOST = 4096
@@ -247,6 +248,7 @@ def _schema(wanted: Any) -> jsonschema_rs.Validator | None:
     try:
         # Nothing is fetched for a reference, and no pattern takes long.
         options = jsonschema_rs.RegexOptions()
+        check_cost(described["schema"])
         validator = jsonschema_rs.validator_for(described["schema"], pattern_options=options, offline=True)
     except (ValueError, RecursionError, jsonschema_rs.ReferencingError) as error:
         shown = str(error)[:200]
