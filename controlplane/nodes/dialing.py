@@ -18,8 +18,7 @@ import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
 from controlplane.nodes.inventory import Inventory
-from dataplane.serving.app import AUTHORIZATION
-from dataplane.serving.tokens import Signer, Target
+from dataplane.serving.tokens import AUTHORIZATION, Signer, Target
 from dataplane.tunnel.mux import Mux, TunnelFull
 
 CONNECT_SECONDS = 5.0

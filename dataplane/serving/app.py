@@ -18,13 +18,12 @@ from aiohttp import web
 
 from dataplane.protocol import Registered
 from dataplane.serving import tokens
-from dataplane.serving.tokens import Target, TokenRefused
+from dataplane.serving.tokens import AUTHORIZATION, Target, TokenRefused
 
 MODEL_PATHS = frozenset({"v1/chat/completions", "v1/completions", "v1/embeddings"})
 BODY_BYTES_MOST = 32 << 20
 CONNECT_SECONDS = 5.0
 IDLE_SECONDS = 900.0
-AUTHORIZATION = "X-Stockade-Stream"
 log = structlog.get_logger("stockade.node")
 
 

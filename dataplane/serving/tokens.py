@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from joserfc.jwk import OctKey
 
+AUTHORIZATION = "X-Stockade-Stream"
+"""The header of a request to a node that has the token."""
+
 ALGORITHM = "HS256"
 KEY_BYTES = 32
 LIFE_SECONDS = 30.0

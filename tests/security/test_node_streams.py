@@ -19,8 +19,8 @@ from joserfc.jwk import OctKey
 from controlplane.nodes.dialing import NodeUnreachable, TunnelDialer, Tunnels
 from dataplane.protocol import Registered
 from dataplane.serving import tokens
-from dataplane.serving.app import AUTHORIZATION, NodeApp, Standing
-from dataplane.serving.tokens import LIFE_SECONDS, Signer, Target, TokenRefused, check, sign
+from dataplane.serving.app import NodeApp, Standing
+from dataplane.serving.tokens import AUTHORIZATION, LIFE_SECONDS, Signer, Target, TokenRefused, check, sign
 from dataplane.tunnel.frames import WINDOW_BYTES
 from dataplane.tunnel.mux import Mux
 
