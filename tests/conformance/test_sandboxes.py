@@ -22,13 +22,12 @@ from sandboxes.conformance import CHECKS, Check, absent, plays, run_check
 from sandboxes.container.driver import ContainerDriver, ContainerSandbox
 from sandboxes.container.options import Runtime
 from sandboxes.driver import Driver, Feature
-from sandboxes.errors import DriverFailed
+from sandboxes.errors import DriverFailed, TierUnavailable
 from sandboxes.jail.driver import JailDriver
 from sandboxes.spec import SandboxSpec, Strength
 from sandboxes.testing import FakeDriver, program_key
 from sandboxes.wasm.driver import WasmDriver
-
-REQUIRED = {name for name in os.environ.get("STOCKADE_REQUIRE", "").split(",") if name}
+from tests import required
 
 
 def _wasm(strength: Strength, folder: Path) -> Driver:
@@ -99,10 +98,9 @@ def tier(request: pytest.FixtureRequest, state_dir: Path) -> Callable[[], Driver
     component, make = DRIVERS[request.param]
     folder = state_dir / request.param
     if reason := anyio.run(_reason, make, folder):
-        needs_root = request.param.endswith("-full") and os.geteuid() != 0
-        if component in REQUIRED and not needs_root:
-            pytest.fail(f"{request.param} is required and absent: {reason}")
-        pytest.skip(f"{request.param}: {reason}")
+        if request.param.endswith("-full") and os.geteuid() != 0:
+            pytest.skip(f"{request.param}: needs root: {reason}")
+        required.absent(component, f"{request.param}: {reason}")
     return lambda: make(folder)
 
 
@@ -120,6 +118,18 @@ async def test_conformance(driver: Driver, check: Check) -> None:
     if check.name in reasons:
         pytest.skip(reasons[check.name])
     await run_check(driver, check)
+
+
+@pytest.mark.anyio
+async def test_a_tier_that_hands_out_no_gpu_refuses_a_real_one_and_takes_declared_ones_as_names(driver: Driver) -> None:
+    if Feature.GPU in driver.features:
+        pytest.skip(f"{driver.tier} hands GPUs to its guests: tests/security/test_container_walls.py")
+    for gpus in (("GPU-1",), ("fake-gpu-0", "GPU-1")):
+        with pytest.raises(TierUnavailable, match="hands no GPU to its guests; use container"):
+            async with driver.open(SandboxSpec(tier=driver.tier, gpus=gpus), "real"):
+                pytest.fail("it was opened")
+    async with driver.open(SandboxSpec(tier=driver.tier, gpus=("fake-gpu-0",)), "declared"):
+        pass
 
 
 def test_there_are_enough_checks_with_names_of_their_own() -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -18,7 +18,7 @@ from dataplane.mcp.failures import McpFailed
 from sandboxes.container.driver import ContainerDriver
 from sandboxes.jail.driver import JailDriver
 from sandboxes.spec import MIB, Strength
-from tests import container_engine
+from tests import container_engine, required
 from tests.mcp_servers.started import calling, definitions, process, reviewed, servers
 
 pytestmark = [pytest.mark.anyio, pytest.mark.needs_bubblewrap]
@@ -35,8 +35,7 @@ def jail() -> None:
         Path(place).chmod(0o755)
         reason = anyio.run(JailDriver(Path(place), Strength.USER).probe)
     if reason is not None:
-        assert "jail" not in os.environ.get("STOCKADE_REQUIRE", "").split(","), reason
-        pytest.skip(reason)
+        required.absent("jail", reason)
 
 
 @pytest.fixture
@@ -61,6 +60,24 @@ async def test_a_server_starts_once_and_answers(folder: Path) -> None:
         assert set(first["environment"]) <= {
             "PATH", "HOME", "TMPDIR", "LANG", "USER", "PYTHONPATH", "PWD", "OLDPWD", "LC_CTYPE", "SHLVL", "_",
         }  # fmt: skip
+
+
+async def test_a_server_reaches_no_network_not_even_a_listener_of_its_node(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        listener.accept()[0].close()
+        asked = [["127.0.0.1", port], ["192.0.2.1", 443], ["name.invalid", 443]]
+        async with servers(folder) as made:
+            dial = await reviewed(made, "well", "dial")
+            result = await made.perform("well", process("well"), calling(dial(addresses=asked)), 60)
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+    said = result.structured_content
+    assert set(said) == {f"127.0.0.1:{port}", "192.0.2.1:443", "name.invalid:443"}
+    # No socket can be made at all, so what it dials is beside the point.
+    assert said[f"127.0.0.1:{port}"] == said["192.0.2.1:443"] == "EAFNOSUPPORT" and "connected" not in said.values()
 
 
 async def test_a_changed_description_is_refused_with_the_difference(folder: Path) -> None:
@@ -176,6 +193,10 @@ async def test_a_server_in_a_container_is_called(folder: Path, engine: None) -> 
         about = await reviewed(made, "well", "about", "container")
         result = await made.perform("well", process("well", "container"), calling(about()), 60)
         assert result.structured_content["inputs"] == ["packages", "servers", "state"]
+        dial = await reviewed(made, "well", "dial", "container")
+        asked = calling(dial(addresses=[["192.0.2.1", 443]]))
+        result = await made.perform("well", process("well", "container"), asked, 60)
+        assert result.structured_content == {"192.0.2.1:443": "EPERM"}, "no socket of that family"
 
 
 def test_misbehaviour_costs_the_node_bounded_memory(folder: Path) -> None:

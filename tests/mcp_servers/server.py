@@ -6,8 +6,10 @@ python3 /inputs/servers/server.py MODE
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -48,6 +50,10 @@ def well_behaved(name: str = "well") -> MCPServer:
             "inputs": sorted(one.name for one in Path("/inputs").iterdir()),
         }
 
+    @server.tool(description="Connects to each address, and says what came of it.")
+    def dial(addresses: list[tuple[str, int]]) -> dict[str, str]:
+        return {f"{host}:{port}": dialled(host, port) for host, port in addresses}
+
     @server.tool(description="Takes its time.")
     def sleep(seconds: float) -> str:
         time.sleep(seconds)
@@ -66,6 +72,15 @@ def _elicitation() -> tuple[Any, Any]:
 
     params = types.ElicitRequestFormParams(message="password?", requested_schema={"type": "object", "properties": {}})
     return types.ElicitRequest(params=params), types.ElicitResult
+
+
+def dialled(host: str, port: int) -> str:
+    """Either "connected" or the name of the error's number."""
+    try:
+        with socket.create_connection((host, port), timeout=5):
+            return "connected"
+    except OSError as error:
+        return errno.errorcode.get(error.errno or 0, type(error).__name__)
 
 
 def description() -> str:

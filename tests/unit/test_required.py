@@ -12,7 +12,7 @@ import pytest
 from tests.acceptance.cluster import REPOSITORY
 from tests.required import broken_promise
 
-ALL = ("wasm", "jail", "container", "runsc", "opa", "llamacpp", "sglang", "compose", "tools")
+ALL = ("wasm", "jail", "container", "runsc", "opa", "llamacpp", "sglang", "compose", "tools", "mcp-time")
 TEST = """
 import pytest
 
@@ -42,6 +42,8 @@ def test_needs_luck():
         ("Skipped: sglang: it is not in /somewhere", "sglang"),
         ("Skipped: compose: Error: No such image: stockade:local (make deploy-images)", "compose"),
         ("Skipped: container: there is no Docker Engine at /var/run/docker.sock", "container"),
+        ("Skipped: mcp-time: /somewhere has no mcp_server_time (make mcp-time)", "mcp-time"),
+        ("Skipped: mcp-server-time is not installed", "mcp-time"),
         ("Skipped: wasm starts no subprocesses", None),
         ("Skipped: strength user has one uid for all", None),
         ("Skipped: this machine has no readable log file below /var/log", None),
