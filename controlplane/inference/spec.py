@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from controlplane.errors import field_problem
 from controlplane.inference.values import ServerKind
 from controlplane.workflows.problem_values import Problem, child, did_you_mean
+from controlplane.workflows.spec import SecretName
 from dataplane.model_wire import MODEL_ARGUMENTS, SOURCE_PATTERN, argument_problem
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
@@ -28,7 +29,6 @@ ModelName = Annotated[str, StringConstraints(pattern=ALIAS_PATTERN)]
 ArgumentName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,63}$")]
 Argument = Annotated[str, StringConstraints(max_length=128)] | bool | int | float
 Label = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[\x21-\x7e]+$")]
-SecretName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_.-]*$", max_length=64)]
 
 
 class _Sent(BaseModel):

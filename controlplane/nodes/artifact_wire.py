@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -13,12 +12,11 @@ from starlette.responses import Response, StreamingResponse
 
 from controlplane.errors import conflict, not_found
 from controlplane.nodes.callers import answered, node_of, parts_of
+from controlplane.nodes.control_characters import CONTROL
 from controlplane.nodes.node import Node
 from controlplane.runs import labels
 from controlplane.runs.state import StepState
 from dataplane.protocol import ArtifactRef
-
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 async def upload(request: Request) -> Response:
@@ -33,7 +31,7 @@ async def upload(request: Request) -> Response:
     if found is None or found[1].node != node.id:
         raise conflict("The fence is not current; drop this work.")
     run, step = found
-    name = _CONTROL.sub("_", query.get("name", "output")[:255]) or "output"
+    name = CONTROL.sub("_", query.get("name", "output")[:255]) or "output"
     media_type = query.get("media_type", "application/octet-stream")[:128]
     stored = await services.artifacts.put(
         run.tenant, name, media_type, request.stream(), run=run.id, path=step.path, labels=_labels(step)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import re
 import time
 from dataclasses import dataclass, field
 
 import msgspec
 
+from controlplane.nodes.control_characters import CONTROL
 from dataplane.model_wire import (
     LOG_TAIL_BYTES,
     DesiredModels,
@@ -25,7 +25,6 @@ from scheduler.cluster import ModelView
 STATES_MOST = 128
 FILES_MOST = 1000
 TEXT_MOST = 500
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 @dataclass(kw_only=True, eq=False)
@@ -102,7 +101,7 @@ class ServedModels:
 
 
 def _cleaned(state: ModelState) -> ModelState:
-    state.detail = _CONTROL.sub(" ", state.detail[:TEXT_MOST])
+    state.detail = CONTROL.sub(" ", state.detail[:TEXT_MOST])
     for name in ("slots", "running", "waiting", "restarts", "log_bytes"):
         setattr(state, name, max(0, min(getattr(state, name), 2**53)))
     if state.token_usage is not None:
@@ -111,6 +110,6 @@ def _cleaned(state: ModelState) -> ModelState:
 
 
 def _named(state: EngineState) -> EngineState:
-    state.version = _CONTROL.sub(" ", state.version[:TEXT_MOST])
-    state.absent = _CONTROL.sub(" ", state.absent[:TEXT_MOST])
+    state.version = CONTROL.sub(" ", state.version[:TEXT_MOST])
+    state.absent = CONTROL.sub(" ", state.absent[:TEXT_MOST])
     return state

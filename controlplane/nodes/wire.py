@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import re
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -54,7 +53,6 @@ REGISTER_MOST = 256 * 1024
 PROOF_LEAST = 32
 AMOUNT_MOST = 2**53
 GPU_ID_MOST = 128
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _encode = msgspec.json.Encoder().encode
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from controlplane.runs.bounds import TooMuch, bounded
 from controlplane.tools.registry import Tool, ToolRegistry, match
-from controlplane.workflows.documents import check_values
+from controlplane.workflows.documents import check_values, refuse_constant
 from controlplane.workflows.spec import Agent
 
 RUN_PYTHON = "run_python"
@@ -109,7 +109,7 @@ def _arguments(text: str) -> dict[str, Any]:
     if len(text) > ARGUMENTS_MOST:
         raise ValueError(f"{len(text):,} characters, and {ARGUMENTS_MOST:,} at most")
     try:
-        value = json.loads(text or "{}")
+        value = json.loads(text or "{}", parse_constant=refuse_constant)
         bounded(value)
     except (RecursionError, TooMuch):
         raise ValueError("too deep") from None

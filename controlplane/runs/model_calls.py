@@ -16,7 +16,7 @@ from controlplane.runs import labels, questions
 from controlplane.runs.state import RunState, StepState, error_value
 from controlplane.runs.work import WorkRefused, call_key
 from controlplane.tools.schemas import Schema
-from controlplane.workflows.documents import check_values
+from controlplane.workflows.documents import check_values, refuse_constant
 from controlplane.workflows.expressions import ExpressionFailed
 from controlplane.workflows.spec import Message, Sampling
 
@@ -114,7 +114,7 @@ def json_of(text: str) -> Any:
     if stripped.startswith("```") and stripped.endswith("```") and "\n" in stripped:
         stripped = stripped[stripped.index("\n") + 1 : -3]
     try:
-        return json.loads(stripped, parse_constant=_refuse_constant)
+        return json.loads(stripped, parse_constant=refuse_constant)
     except RecursionError:
         raise ValueError("nested too deep") from None
 
@@ -156,7 +156,3 @@ def _repair(repair: dict[str, Any] | None) -> list[dict[str, Any]]:
         return []
     told = {"role": "user", "content": repair_text(repair["problems"])}
     return [{"role": "assistant", "content": repair["answer"]}, told]
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")

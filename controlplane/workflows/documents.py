@@ -48,6 +48,11 @@ def parse_document(raw: bytes) -> dict[str, Any]:
     return document
 
 
+def refuse_constant(name: str) -> NoReturn:
+    """For ``json.loads(…, parse_constant=…)``: NaN and the infinities are no JSON. Raises ``ValueError``."""
+    raise ValueError(f"{name} is not JSON")
+
+
 def check_values(value: Any, pointer: str = "") -> list[Problem]:
     """Values that cannot be stored or shown safely: NUL and lone surrogates (in keys too), infinite numbers."""
     problems: list[Problem] = []
