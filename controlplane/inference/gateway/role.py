@@ -2,7 +2,8 @@
 
     python -m controlplane gateway        STOCKADE_CONTROL_PLANE_URL, STOCKADE_GATEWAY_TOKEN_FILE
 
-Tokens and streams then never share an interpreter with the journal's writer. It has no database and no keys.
+Tokens and streams then never share an interpreter with the journal's writer. It stores no key and has no
+database: the keys of external services are asked of the control plane for each call, and are in its memory then.
 """
 
 from __future__ import annotations
