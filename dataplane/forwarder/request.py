@@ -21,6 +21,7 @@ _PORT = re.compile(r"[0-9]{1,5}")
 _BETWEEN_TWO = frozenset(
     {"connection", "keep-alive", "proxy-authorization", "proxy-connection", "te", "trailer", "upgrade"}
 )
+_FRAMING = frozenset({"content-length", "transfer-encoding", "host", "te", "trailer", "upgrade"})
 _USE = "use it as an HTTP proxy: HTTP_PROXY and HTTPS_PROXY are set"
 
 
@@ -74,11 +75,13 @@ def _plain(method: str, target: str, headers: list[tuple[str, str]]) -> ProxyReq
     named = {
         word.strip().lower() for name, value in headers if name.lower() == "connection" for word in value.split(",")
     }
-    kept = [
-        (name, value)
-        for name, value in headers
-        if name.lower() not in _BETWEEN_TWO and name.lower() not in named and name.lower() != "host"
-    ]
+    if framing := sorted(named & _FRAMING):
+        fix = "send a Connection header that names no such header, or use https"
+        raise Refused(Code.BAD_REQUEST, f"Connection names {', '.join(framing)}: the body's end would be in doubt", fix)
+    left_out = _BETWEEN_TWO | named | {"host", "content-length"}
+    kept = [(name, value) for name, value in headers if name.lower() not in left_out]
+    if any(name.lower() == "content-length" for name, _ in headers):
+        kept.insert(0, ("Content-Length", str(body_bytes)))  # what is carried, not what was written
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     at = host if port == 80 else f"{host}:{port}"
     lines = [f"{method} {path} HTTP/1.1", f"Host: {at}", *(f"{name}: {value}" for name, value in kept)]

@@ -82,6 +82,19 @@ def test_a_body_without_a_length_is_refused_with_what_to_do() -> None:
     assert b"411 Length Required" in refused.value.response()
 
 
+@pytest.mark.parametrize("name", ["content-length", "Transfer-Encoding", "HOST", "te", "trailer", "upgrade"])
+def test_connection_takes_no_header_away_that_says_where_a_body_ends(name: str) -> None:
+    with pytest.raises(Refused, match=f"Connection names {name.lower()}") as refused:
+        read("POST http://api.example.com/ HTTP/1.1", f"Connection: close, {name}", "Content-Length: 3")
+    assert refused.value.code is Code.BAD_REQUEST and refused.value.fix
+
+
+def test_the_length_sent_on_is_the_one_that_is_carried() -> None:
+    asked = read("POST http://api.example.com/ HTTP/1.1", "content-length: 003", "Content-Length: 003")
+    assert asked.body_bytes == 3
+    assert asked.head.lower().count(b"content-length") == 1 and b"\r\nContent-Length: 3\r\n" in asked.head
+
+
 @pytest.mark.parametrize(
     "host", ["127.1", "0x7f.0.0.1", "2130706433", "0177.0.0.1", "127.0.0.01", "1.2.3.4.5", "0x7f000001"]
 )
