@@ -56,7 +56,7 @@ def show_list(
             print(visible(str(columns[0][1](item))))
     elif form is Format.JSONL:
         for item in items:
-            print(item.model_dump_json())
+            print(_json_shown(item.model_dump_json()))
     elif form in (Format.JSON, Format.YAML):
         show_value([item.model_dump(mode="json") for item in items], form)
     else:
@@ -78,9 +78,14 @@ def show_value(value: Any, form: Format) -> None:
     if form is Format.YAML:
         print("\n".join(yaml_lines(value)))
     elif form is Format.JSONL:
-        print(json.dumps(value, ensure_ascii=False))
+        print(_json_shown(json.dumps(value, ensure_ascii=False)))
     else:
-        print(json.dumps(value, indent=2, ensure_ascii=False))
+        print(_json_shown(json.dumps(value, indent=2, ensure_ascii=False)))
+
+
+def _json_shown(text: str) -> str:
+    """The same JSON with what a terminal obeys written as JSON's own escapes: C1 controls, bidirectional overrides."""
+    return "".join(char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text)
 
 
 def yaml_lines(value: Any, indent: str = "") -> list[str]:

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 from pytest_httpserver import HTTPServer
 from rich.console import Console
 
 from stockade.cli import contexts, inputs
 from stockade.cli.exits import Exit, Refusal, visible
 from stockade.cli.main import LATER, main
-from stockade.cli.output import yaml_lines
+from stockade.cli.output import Format, show_list, show_value, yaml_lines
 from stockade.cli.tree import Words, run_tree
 from stockade.client.models import Run, Step
 from tests.acceptance.cluster import free_port
@@ -238,3 +239,22 @@ def test_a_file_that_ends_too_early_is_said_to(text: str, tmp_path: Path) -> Non
     with pytest.raises(Refusal) as refused:
         inputs.workflow(str(file))
     assert refused.value.code is Exit.USAGE and str(file) in refused.value.where and refused.value.fix
+
+
+class Said(BaseModel):
+    text: str
+
+
+@pytest.mark.parametrize("form", [Format.JSON, Format.JSONL, Format.YAML])
+def test_data_forms_give_a_terminal_nothing_to_obey_and_stay_the_same_value(
+    form: Format, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "\x9b31mRED\x7f \u202egnp.exe\u202c \u2066 \x1b[2J \ue000 \U000e0041 \ud800 Zürich"
+    show_value({"text": said}, form)
+    alone = capsys.readouterr().out
+    show_list([Said(text=said.replace("\ud800", ""))], form, [("text", lambda one: one.text)])
+    listed = capsys.readouterr().out
+    assert all(char.isprintable() or char == "\n" for char in alone + listed)
+    if form is not Format.YAML:
+        assert json.loads(alone) == {"text": said} and "Zürich" in alone
+        assert "gnp.exe" in listed and json.loads(listed)
