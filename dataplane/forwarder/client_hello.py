@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-HELLO_BYTES_MOST = 64 * 1024
+HELLO_BYTES_MOST = 16 * 1024
+RECORDS_MOST = 16
 _HANDSHAKE, _CLIENT_HELLO = 22, 1
 _SERVER_NAME, _HOST_NAME = 0, 0
 _ENCRYPTED = frozenset({0xFE0D, 0xFE0A, 0xFE09, 0xFE08, 0xFFCE})  # encrypted ClientHello and its drafts
@@ -42,36 +43,55 @@ class _Reader:
         return _Reader(self.take(self.number(width)))
 
 
-def read(data: bytes) -> ClientHello | None:
-    """What the bytes so far say; ``None`` if more are needed. Raises ``NotTls``."""
-    message = _message(data)
-    return None if message is None else _parsed(_Reader(message))
+class HelloReader:
+    """Puts the first handshake message together from records as they come; each byte is looked at once."""
 
+    def __init__(self) -> None:
+        self._header, self._message = bytearray(), bytearray()
+        self._records = self._left = 0  # records begun; bytes that the current one still owes
 
-def _message(data: bytes) -> bytes | None:
-    """The first handshake message, put together from its records."""
-    whole, at = b"", 0
-    while True:
-        header = data[at : at + 5]
-        if header[:1] not in (b"", bytes((_HANDSHAKE,))) or header[1:2] not in (b"", b"\x03"):
+    def feed(self, data: bytes) -> ClientHello | None:
+        """What the bytes so far say; ``None`` if more are needed. Raises ``NotTls``. Nothing may follow an answer."""
+        at = 0
+        while at < len(data):
+            if self._left:
+                part = data[at : at + self._left]
+                self._left -= len(part)
+                self._message += part
+            else:
+                part = data[at : at + 5 - len(self._header)]
+                self._header += part
+                self._begin_record()
+            at += len(part)
+            if (end := self._end()) is not None and len(self._message) >= end:
+                return _parsed(_Reader(bytes(self._message[4:end])))
+        return None
+
+    def _begin_record(self) -> None:
+        """Judge as much of a record's header as there is; whole, it begins the record."""
+        header = self._header
+        if header[0] != _HANDSHAKE or header[1:2] not in (b"", b"\x03"):
             raise NotTls("it is no TLS record")
+        if self._records == RECORDS_MOST:
+            raise NotTls(f"its ClientHello is in more than {RECORDS_MOST} records")
         if len(header) < 5:
-            return None
+            return
         size = int.from_bytes(header[3:5], "big")
         if not 0 < size <= 16_384:
             raise NotTls("a record's length is not allowed")
-        whole += data[at + 5 : at + 5 + size]
-        if whole[:1] != bytes((_CLIENT_HELLO,)) and whole:
+        self._left, self._records = size, self._records + 1
+        header.clear()
+
+    def _end(self) -> int | None:
+        """Where the message ends; ``None`` if its length has not come."""
+        if self._message and self._message[0] != _CLIENT_HELLO:
             raise NotTls("its first message is no ClientHello")
-        if len(whole) >= 4:
-            end = 4 + int.from_bytes(whole[1:4], "big")
-            if end > HELLO_BYTES_MOST:
-                raise NotTls(f"its ClientHello is above {HELLO_BYTES_MOST} bytes")
-            if len(whole) >= end:
-                return whole[4:end]
-        at += 5 + size
-        if at > len(data):
+        if len(self._message) < 4:
             return None
+        end = 4 + int.from_bytes(self._message[1:4], "big")
+        if end > HELLO_BYTES_MOST:
+            raise NotTls(f"its ClientHello is above {HELLO_BYTES_MOST} bytes")
+        return end
 
 
 def _parsed(hello: _Reader) -> ClientHello:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import anyio
+import anyio.lowlevel
 import structlog
 
 from dataplane.attempts import Attempt
@@ -121,10 +122,10 @@ class Forwarder:
 
     async def _head(self, guest: socket.socket) -> tuple[bytes, bytes]:
         """The request's head, and what came with it."""
-        loop, seen = asyncio.get_running_loop(), b""
+        seen = b""
         with anyio.move_on_after(self._caps.request_seconds):
             while b"\r\n\r\n" not in seen:
-                data = await loop.sock_recv(guest, _CHUNK)
+                data = await _received(guest, _CHUNK)
                 if not data:
                     raise ConnectionResetError("no whole request")
                 seen += data
@@ -195,22 +196,22 @@ class Forwarder:
 
     async def _hello(self, guest: socket.socket, host: str) -> bytes:
         """The bytes of a handshake that names ``host``."""
-        loop, seen = asyncio.get_running_loop(), b""
+        reader, seen = client_hello.HelloReader(), bytearray()
         with anyio.move_on_after(self._caps.request_seconds):
             while True:
-                data = await loop.sock_recv(guest, _CHUNK)
+                data = await _received(guest, _CHUNK)
                 if not data:
                     raise ConnectionResetError("no whole handshake")
                 seen += data
                 try:
-                    hello = client_hello.read(seen)
+                    hello = reader.feed(data)
                 except client_hello.NotTls as not_tls:
                     raise Refused(
                         Code.NOT_TLS, f"what came through the tunnel is not TLS: {not_tls}", _TLS_ONLY
                     ) from None
                 if hello is not None:
                     _check_name(hello, host)
-                    return seen
+                    return bytes(seen)
         raise Refused(Code.IDLE, f"no TLS handshake within {self._caps.request_seconds:g} s", _TLS_ONLY)
 
     async def _plain(
@@ -236,7 +237,7 @@ class Forwarder:
         loop = asyncio.get_running_loop()
         with contextlib.suppress(OSError):
             while left is None or left > 0:
-                data = await loop.sock_recv(guest, _CHUNK if left is None else min(_CHUNK, left))
+                data = await _received(guest, _CHUNK if left is None else min(_CHUNK, left))
                 if not data or not self._fits(flow, sent=len(data)):
                     break
                 await loop.sock_sendall(server, data)
@@ -247,7 +248,7 @@ class Forwarder:
     async def _receive(self, server: socket.socket, guest: socket.socket, flow: _Flow) -> None:
         loop = asyncio.get_running_loop()
         with contextlib.suppress(OSError):
-            while (data := await loop.sock_recv(server, _CHUNK)) and self._fits(flow, received=len(data)):
+            while (data := await _received(server, _CHUNK)) and self._fits(flow, received=len(data)):
                 await loop.sock_sendall(guest, data)
 
     def _fits(self, flow: _Flow, *, sent: int = 0, received: int = 0) -> bool:
@@ -276,7 +277,7 @@ class Forwarder:
             await loop.sock_sendall(guest, TLS_ACCESS_DENIED if flow.in_tunnel else refused.response())
             guest.shutdown(socket.SHUT_WR)
             left = _DRAINED_BYTES
-            while left > 0 and (data := await loop.sock_recv(guest, _CHUNK)):
+            while left > 0 and (data := await _received(guest, _CHUNK)):
                 left -= len(data)
 
     def _record(self, flow: _Flow, number: int, seconds: float) -> None:
@@ -297,6 +298,14 @@ class Forwarder:
                 decision=flow.decision,
             )
         )
+
+
+async def _received(side: socket.socket, most: int) -> bytes:
+    """At most ``most`` bytes. The rest of the node has its turn first, and deadlines too: a side that always has
+    something would otherwise never let go of the loop.
+    """
+    await anyio.lowlevel.checkpoint()
+    return await asyncio.get_running_loop().sock_recv(side, most)
 
 
 def _check_name(hello: client_hello.ClientHello, host: str) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -341,3 +342,30 @@ async def test_no_more_flows_than_records() -> None:
 async def test_a_head_without_end_is_refused() -> None:
     told = await Bench(host(443)).refusal(b"GET http://x/ HTTP/1.1\r\nA: " + b"x" * 20_000)
     assert told["code"] == "bad_request"
+
+
+class Endless(socket.socket):
+    """A side that always has something more to say."""
+
+    def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
+        return b"x" * 64
+
+
+async def test_a_guest_that_never_pauses_leaves_the_node_its_turn() -> None:
+    """256 reads make the head too long, 16,384 more are drained after the refusal: each gives way, or none does."""
+    bench, turns = Bench(host(80)), 0
+
+    async def rest_of_the_node() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await anyio.lowlevel.checkpoint()
+
+    guest, plain = socket.socketpair()
+    with guest, Endless(fileno=plain.detach()) as node:
+        node.setblocking(False)
+        async with anyio.create_task_group() as group:
+            group.start_soon(rest_of_the_node)
+            await bench.forwarder(node)
+            group.cancel_scope.cancel()
+    assert turns > 10_000

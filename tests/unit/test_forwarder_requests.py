@@ -121,6 +121,10 @@ def hello(server_name: str | None) -> bytes:
     return outgoing.read()
 
 
+def read_hello(data: bytes) -> client_hello.ClientHello | None:
+    return client_hello.HelloReader().feed(data)
+
+
 def with_extension(data: bytes, kind: int, body: bytes) -> bytes:
     """``data`` with one more extension at its end, all lengths put right."""
     added = kind.to_bytes(2, "big") + len(body).to_bytes(2, "big") + body
@@ -138,23 +142,41 @@ def with_extension(data: bytes, kind: int, body: bytes) -> bytes:
 
 def test_the_server_name_of_a_real_handshake_is_read() -> None:
     whole = hello("Api.Example.com")
-    assert client_hello.read(whole) == client_hello.ClientHello(server_name="api.example.com", is_encrypted=False)
-    assert client_hello.read(hello(None)) == client_hello.ClientHello(server_name=None, is_encrypted=False)
+    assert read_hello(whole) == client_hello.ClientHello(server_name="api.example.com", is_encrypted=False)
+    assert read_hello(hello(None)) == client_hello.ClientHello(server_name=None, is_encrypted=False)
 
 
-def test_a_handshake_in_many_records_is_the_same_and_half_of_one_is_waited_for() -> None:
-    whole = hello("api.example.com")
+def records(whole: bytes, count: int) -> bytes:
+    """``whole`` in ``count`` records, all but the last of one byte."""
     message = whole[5:]
-    cut = b"".join(whole[:3] + b"\x00\x01" + message[at : at + 1] for at in range(len(message)))
-    found = client_hello.read(cut)
+    parts = [*(message[at : at + 1] for at in range(count - 1)), message[count - 1 :]]
+    return b"".join(whole[:3] + len(part).to_bytes(2, "big") + part for part in parts)
+
+
+def test_a_handshake_in_several_records_is_the_same_and_half_of_one_is_waited_for() -> None:
+    whole = hello("api.example.com")
+    cut = records(whole, client_hello.RECORDS_MOST)
+    found = read_hello(cut)
     assert found is not None and found.server_name == "api.example.com"
-    assert all(client_hello.read(whole[:size]) is None for size in range(len(whole)))
-    assert client_hello.read(cut[:-1]) is None
+    assert all(read_hello(whole[:size]) is None for size in range(len(whole)))
+    reader = client_hello.HelloReader()
+    assert [reader.feed(cut[at : at + 1]) for at in range(len(cut))] == [None] * (len(cut) - 1) + [found]
+    assert read_hello(cut + b"early data") == found
+
+
+def test_a_handshake_in_very_many_records_or_a_very_long_one_is_refused_early() -> None:
+    cut = records(hello("api.example.com"), client_hello.RECORDS_MOST + 1)
+    reader = client_hello.HelloReader()
+    with pytest.raises(client_hello.NotTls, match="more than 16 records"):
+        for at in range(6 * client_hello.RECORDS_MOST + 1):
+            reader.feed(cut[at : at + 1])
+    with pytest.raises(client_hello.NotTls, match="above 16384 bytes"):
+        read_hello(b"\x16\x03\x01\x00\x04\x01" + (16 * 1024 - 3).to_bytes(3, "big"))
 
 
 @pytest.mark.parametrize("kind", [0xFE0D, 0xFFCE])
 def test_a_hidden_name_is_noticed(kind: int) -> None:
-    found = client_hello.read(with_extension(hello("api.example.com"), kind, b"\x00" * 8))
+    found = read_hello(with_extension(hello("api.example.com"), kind, b"\x00" * 8))
     assert found is not None and found.is_encrypted
 
 
@@ -162,7 +184,7 @@ def test_two_server_names_are_no_server_name() -> None:
     name = b"evil.example"
     second = (len(name) + 3).to_bytes(2, "big") + b"\x00" + len(name).to_bytes(2, "big") + name
     with pytest.raises(client_hello.NotTls, match="twice"):
-        client_hello.read(with_extension(hello("api.example.com"), 0, second))
+        read_hello(with_extension(hello("api.example.com"), 0, second))
 
 
 @pytest.mark.parametrize(
@@ -170,13 +192,13 @@ def test_two_server_names_are_no_server_name() -> None:
 )
 def test_what_is_not_a_handshake_is_told_at_once(data: bytes) -> None:
     with pytest.raises(client_hello.NotTls):
-        client_hello.read(data)
+        read_hello(data)
 
 
 @given(st.binary(max_size=400))
 def test_whatever_comes_as_a_handshake_is_bounded(data: bytes) -> None:
     try:
-        client_hello.read(b"\x16\x03\x01" + len(data).to_bytes(2, "big") + data)
+        read_hello(b"\x16\x03\x01" + len(data).to_bytes(2, "big") + data)
     except client_hello.NotTls:
         return
 
