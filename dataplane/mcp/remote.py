@@ -141,7 +141,8 @@ async def _perform(
                 return await act(conversation)
     except TimeoutError:
         raise McpFailed("mcp_timeout", f"the server did not answer within {seconds:g} s", retryable=True) from None
-    except BaseException as error:
+    except Exception as error:  # not a cancellation, which is the caller's, whatever the server has done
+        await anyio.lowlevel.checkpoint_if_cancelled()  # nor one that a failure beside it has covered
         failure = transport.failure or streams.failure or meaning(error)
         if failure is None:
             raise

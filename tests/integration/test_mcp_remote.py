@@ -138,6 +138,40 @@ async def test_a_call_that_hangs_ends_in_time() -> None:
         assert failed.value.reason == "mcp_timeout"
 
 
+async def test_a_cancelled_call_is_cancelled_whatever_its_server_did_before() -> None:
+    async with serving() as (url, _seen):
+        port = url.rpartition(":")[2].partition("/")[0]
+        address = ["127.0.0.1"]
+        refused = anyio.Event()
+
+        async def lookup(host: str) -> list[str]:
+            if address[0] != "127.0.0.1":
+                refused.set()  # by the time anybody hears it: what follows in the transport does not wait
+            return address
+
+        async def act(conversation: Conversation) -> None:
+            address[0] = "169.254.169.254"
+            with contextlib.suppress(McpFailed):
+                await definitions(conversation)
+            await anyio.sleep_forever()
+
+        ended: list[str] = []
+
+        async def call() -> None:
+            try:
+                await remote.perform(endpoint(f"http://localhost:{port}/mcp"), act, 60, lookup)
+            except BaseException as error:
+                ended.append(type(error).__name__)
+                raise
+
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(call)
+                await refused.wait()
+                tasks.cancel_scope.cancel()
+        assert ended == ["CancelledError"]
+
+
 @pytest.mark.parametrize(
     ("host", "says"),
     [

@@ -74,6 +74,15 @@ def test_a_node_that_is_not_there_is_no_answer(client: TestClient, settings: Set
     token = settings.gateway_token.read_text().strip()
     answer = post(client, PATHS[-1], {}, token)
     assert (answer.status_code, answer.json()) == (502, {"why": "its node has no tunnel"})
+    assert wire.NOT_RELAYED in answer.headers
+
+
+def test_usage_without_an_id_or_in_too_large_a_batch_is_refused(client: TestClient, settings: Settings) -> None:
+    token = settings.gateway_token.read_text().strip()
+    used = dict(tenant="default", principal="p", run="", model="m", prompt_tokens=1, completion_tokens=1, seconds=1)
+    assert post(client, "/usage", {"id": "a", "used": [used] * wire.BATCH_MOST}, token).status_code == 204
+    for wrong in ([used], {"id": "", "used": [used]}, {"id": "b", "used": [used] * (wire.BATCH_MOST + 1)}):
+        assert post(client, "/usage", wrong, token).status_code == 422
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b"[" * 100_000])

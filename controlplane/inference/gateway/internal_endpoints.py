@@ -15,7 +15,6 @@ from controlplane.errors import field_problem as problem
 from controlplane.errors import invalid_request, unauthorized
 from controlplane.inference.gateway import wire
 from controlplane.inference.gateway.assembly import LocalGateway
-from controlplane.inference.gateway.metering import Usage
 from controlplane.inference.gateway.refusals import GatewayRefused
 from controlplane.inference.gateway.upstream import HttpAnswer, Unreachable
 from controlplane.nodes.dialing import NodeUnreachable
@@ -52,8 +51,8 @@ async def _body(request: Request, kind: type[T]) -> T:
         raise invalid_request([problem("", str(error)[:500], "use a gateway of this version")]) from None
 
 
-def _answer(value: Any, status: int = 200) -> Response:
-    return Response(wire.encoded(value), status_code=status, media_type="application/json")
+def _answer(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(wire.encoded(value), status_code=status, headers=headers, media_type="application/json")
 
 
 async def admit(request: Request) -> Response:
@@ -93,10 +92,10 @@ async def key(request: Request) -> Response:
 
 
 async def usage(request: Request) -> Response:
-    """Tokens that were used."""
+    """Tokens that were used; a batch that comes again is answered and not counted."""
     gateway = _gateway(request)
-    for one in (await _body(request, list[Usage]))[: wire.BATCH_MOST]:
-        gateway.meter.add(one)
+    batch = await _body(request, wire.UsageBatch)
+    gateway.meter.add_batch(batch.id, batch.used)
     return Response(status_code=204)
 
 
@@ -114,7 +113,8 @@ async def relay(request: Request) -> Response:
             idle_seconds=idle,
         )
     except (NodeUnreachable, ValueError) as gone:
-        return _answer(wire.KeyAnswer(why=str(gone)), 502)
+        # Told apart from a server's own 502 by the header, which the relay lets no server set.
+        return _answer(wire.NoRelay(why=str(gone)), 502, {wire.NOT_RELAYED: "1"})
     upstream = HttpAnswer(answer)
 
     async def body() -> AsyncIterator[bytes]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,8 @@ from controlplane.store import Store, Write
 from controlplane.tables import ModelUsageRow
 
 DAY_NS = 86_400 * 10**9
+BATCHES_KNOWN = 10_000
+"""Ids of batches that are remembered. A gateway has one batch under way and sends it again within seconds."""
 log = structlog.get_logger(__name__)
 _COUNTED = ("calls", "failed", "prompt_tokens", "completion_tokens", "milliseconds")
 _KEY = ("tenant", "day", "principal", "run", "model")
@@ -40,12 +43,26 @@ class Usage:
 
 
 class Meter:
-    """Counts. What a crash loses is the last answers' tokens, never an answer."""
+    """Counts. What a crash loses is the last answers' tokens, never an answer; and a batch whose answer it cut off is
+    counted again, for the ids are not stored."""
 
     def __init__(self, store: Store, journal: Journal, now_ns: Callable[[], int] = time.time_ns) -> None:
         self._store = store
         self._journal = journal
         self._now_ns = now_ns
+        self._taken: set[str] = set()
+        self._in_order: deque[str] = deque()
+
+    def add_batch(self, batch: str, used: Sequence[Usage]) -> None:
+        """Queue what a gateway process sent under the id ``batch``, once however often it sends it."""
+        if batch in self._taken:
+            return
+        self._taken.add(batch)
+        self._in_order.append(batch)
+        if len(self._in_order) > BATCHES_KNOWN:
+            self._taken.remove(self._in_order.popleft())
+        for one in used:
+            self.add(one)
 
     def add(self, usage: Usage) -> None:
         """Queue it."""

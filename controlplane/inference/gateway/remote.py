@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections import deque
+from collections.abc import Awaitable
 from typing import Any, TypeVar
 
 import aiohttp
+import anyio
 import msgspec
 import structlog
 
@@ -43,10 +46,11 @@ class ControlPlaneLink:
         """End its connections."""
         await self._session.close()
 
-    async def ask(self, path: str, message: Any, kind: type[T]) -> T:
-        """Send, and read the answer. Raises: GatewayRefused, also when the control plane does not answer."""
+    async def ask(self, path: str, message: Any, kind: type[T], *, again: bool = True) -> T:
+        """Send, and read the answer. ``again``: see ``post``. Raises: GatewayRefused, also when the control plane does
+        not answer."""
         try:
-            async with await self.post(path, wire.encoded(message), {}, ANSWER_SECONDS) as answer:
+            async with await self.post(path, wire.encoded(message), {}, ANSWER_SECONDS, again=again) as answer:
                 body = await answer.read()
                 if answer.status < 300:
                     return msgspec.json.decode(body or b"null", type=kind)
@@ -58,15 +62,20 @@ class ControlPlaneLink:
         said = "The control plane does not answer this gateway, and without it nothing is done."
         raise GatewayRefused("policy_unavailable", said, fix="Try again.", retry_after=1)
 
-    async def post(self, path: str, body: bytes, headers: dict[str, str], seconds: float) -> aiohttp.ClientResponse:
-        """Send; ``seconds`` is the longest silence."""
+    async def post(
+        self, path: str, body: bytes, headers: dict[str, str], seconds: float, *, again: bool = True
+    ) -> aiohttp.ClientResponse:
+        """Send; ``seconds`` is the longest silence. ``again``: once more if the connection ends without an answer,
+        which is for what adds to no sum."""
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5.0, sock_read=seconds)
         url = self._base + path
-        return await post_again(
-            lambda: self._session.post(
+
+        def send() -> Awaitable[aiohttp.ClientResponse]:
+            return self._session.post(
                 url, data=body, headers=self._headers | headers, timeout=timeout, allow_redirects=False
             )
-        )
+
+        return await (post_again(send) if again else send())
 
 
 class RemoteAuthority:
@@ -74,7 +83,10 @@ class RemoteAuthority:
 
     def __init__(self, link: ControlPlaneLink) -> None:
         self._link = link
-        self._used: deque[Usage] = deque(maxlen=USAGE_MOST)
+        self._used: deque[Usage] = deque()
+        self._dropped = 0
+        self._batch: wire.UsageBatch | None = None
+        self._sending = asyncio.Lock()
 
     async def admit(self, key: str | None, request: ModelRequest) -> Admission:
         return (await self._link.ask("/admit", wire.AdmitRequest.of(key, request), wire.Admitted)).admission()
@@ -99,6 +111,9 @@ class RemoteAuthority:
         return answer.key
 
     def meter(self, usage: Usage) -> None:
+        if len(self._used) >= USAGE_MOST:
+            self._used.popleft()
+            self._dropped += 1
         self._used.append(usage)
 
     async def serve(self) -> None:
@@ -108,14 +123,29 @@ class RemoteAuthority:
             await self.flush()
 
     async def flush(self) -> None:
-        """Send what was used; what the control plane does not take stays."""
-        while self._used:
-            batch = [self._used.popleft() for _ in range(min(len(self._used), wire.BATCH_MOST))]
-            try:
-                await self._link.ask("/usage", batch, type(None))
-            except GatewayRefused:
-                self._used.extendleft(reversed(batch))
-                return
+        """Send what was used; what the control plane does not take stays, also when this is cancelled.
+
+        Whether a batch without an answer was taken is not known: it goes again as it was, under its id."""
+        async with self._sending:
+            if self._dropped:
+                log.warning("usage not counted: the control plane has not taken it for too long", calls=self._dropped)
+                self._dropped = 0
+            while self._batch is not None or self._used:
+                if self._batch is None:
+                    used = [self._used.popleft() for _ in range(min(len(self._used), wire.BATCH_MOST))]
+                    self._batch = wire.UsageBatch(id=uuid.uuid4().hex, used=used)
+                try:
+                    await self._link.ask("/usage", self._batch, type(None), again=False)
+                except GatewayRefused:
+                    return
+                self._batch = None
+
+    async def finish(self, seconds: float) -> None:
+        """The last flush; what is not taken within ``seconds`` is lost, and the log says how much."""
+        with anyio.move_on_after(seconds):
+            await self.flush()
+        if lost := len(self._used) + (0 if self._batch is None else len(self._batch.used)):
+            log.warning("usage not counted: the gateway ends, and the control plane does not take it", calls=lost)
 
 
 class RelayDialer:
@@ -129,6 +159,11 @@ class RelayDialer:
     ) -> aiohttp.ClientResponse:
         headers = {wire.TENANT: target.tenant, wire.IDLE: f"{idle_seconds:g}", "Accept-Encoding": "identity"}
         try:
-            return await self._link.post(f"/nodes/{node}{target.path}{path}", body, headers, idle_seconds)
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            answer = await self._link.post(f"/nodes/{node}{target.path}{path}", body, headers, idle_seconds)
+            if wire.NOT_RELAYED not in answer.headers:
+                return answer
+            async with answer:
+                why = msgspec.json.decode(await answer.read(), type=wire.NoRelay).why
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, msgspec.DecodeError) as error:
             raise NodeUnreachable(f"its node cannot be reached ({type(error).__name__})") from None
+        raise NodeUnreachable(why)

@@ -48,10 +48,11 @@ def create_gateway(settings: Settings, token: str) -> Starlette:
                 yield
             finally:
                 group.cancel_scope.cancel()
-                with anyio.CancelScope(shield=True), anyio.move_on_after(END_SECONDS):
-                    await authority.flush()
-                    await external.close()
-                    await link.close()
+                with anyio.CancelScope(shield=True):
+                    await authority.finish(END_SECONDS)
+                    with anyio.move_on_after(END_SECONDS):
+                        await external.close()
+                        await link.close()
 
     app = Starlette(routes=[*endpoints.routes(), Route("/healthz", _healthy)], lifespan=lifespan)
     app.add_middleware(BodyLimit, max_bytes=settings.max_model_body_bytes, larger={})

@@ -3,8 +3,8 @@
     POST /internal/gateway/v1/admit    AdmitRequest  -> Admitted, or a refusal
     POST /internal/gateway/v1/models   ModelsRequest -> [Listed]
     POST /internal/gateway/v1/key      KeyRequest    -> KeyAnswer
-    POST /internal/gateway/v1/usage    [Usage]       -> 204
-    POST /internal/gateway/v1/nodes/{node}/models/{replica}/v1/…   bytes -> bytes, through the relay
+    POST /internal/gateway/v1/usage    UsageBatch    -> 204, also for one that was taken before
+    POST /internal/gateway/v1/nodes/{node}/models/{replica}/v1/…   bytes -> bytes, through the relay; or a NoRelay
 
 Prompts are not part of any question here: the last one carries them, and only to a node that is reached by its tunnel.
 The bearer is the gateway's own token, which the control plane makes at its start.
@@ -12,11 +12,12 @@ The bearer is the gateway's own token, which the control plane makes at its star
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from controlplane.inference.gateway.authority import Admission
+from controlplane.inference.gateway.metering import Usage
 from controlplane.inference.gateway.refusals import Code, GatewayRefused
 from controlplane.inference.gateway.requests import ModelRequest, Operation
 from controlplane.inference.values import Replica
@@ -24,6 +25,8 @@ from controlplane.inference.values import Replica
 PREFIX = "/internal/gateway/v1"
 TENANT = "X-Stockade-Tenant"
 IDLE = "X-Stockade-Idle-Seconds"
+NOT_RELAYED = "X-Stockade-Not-Relayed"
+"""On a ``NoRelay``, and only there: no header of a model server passes the relay under this name."""
 BATCH_MOST = 1000
 
 
@@ -114,6 +117,19 @@ class KeyAnswer(_Message):
 
     key: str | None = None
     why: str = ""
+
+
+class UsageBatch(_Message):
+    """What calls used, at most ``BATCH_MOST`` of them. Sent again under the same ``id`` until it is answered."""
+
+    id: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    used: Annotated[list[Usage], msgspec.Meta(max_length=BATCH_MOST)]
+
+
+class NoRelay(_Message):
+    """The node was not reached: no model server has answered. ``why`` is fit for callers."""
+
+    why: str
 
 
 class Refusal(_Message):
