@@ -70,7 +70,7 @@ class HelloReader:
     def _begin_record(self) -> None:
         """Judge as much of a record's header as there is; whole, it begins the record."""
         header = self._header
-        if header[0] != _HANDSHAKE or header[1:2] not in (b"", b"\x03"):
+        if header[0] != _HANDSHAKE or bytes(header[1:2]) not in (b"", b"\x03"):
             raise NotTls("it is no TLS record")
         if self._records == RECORDS_MOST:
             raise NotTls(f"its ClientHello is in more than {RECORDS_MOST} records")
