@@ -14,10 +14,11 @@ from typing import Any
 from urllib.parse import unquote
 
 from controlplane.workflows.problem_values import child
-from dataplane.sendable import LEVELS_MOST
 
 COST_MOST = 10_000
 """Subschemas that may be applied to one value."""
+LEVELS_MOST = 100
+"""Levels of nesting of what a node sends: as in ``dataplane.sendable``, which the control plane does not import."""
 _STEPS_MOST = 300
 _SAME = {"not", "if", "then", "else"}
 _SAME_LISTS = {"allOf", "anyOf", "oneOf"}
