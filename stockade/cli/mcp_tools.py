@@ -18,7 +18,6 @@ from stockade.client.models import McpServer, McpTool
 
 EFFECTS = ("none", "stageable", "immediate")
 _LIST_SECONDS = 180.0
-_HINTS = ("readOnlyHint", "destructiveHint", "idempotentHint", "openWorldHint")
 
 
 def process(
@@ -87,7 +86,7 @@ def review(
     accepted: list[dict[str, Any]] = []
     for tool in waiting:
         if form not in DATA_FORMS:
-            print("\n".join(map(visible, _lines(tool))), end="\n\n")
+            print("\n".join(map(visible, described(tool))), end="\n\n")
         effect = given.get(tool.tool) or given.get("*") or (tool.reviewed or {}).get("effect") or "immediate"
         if yes or _accepts(tool):
             known = (tool.reviewed or {}).get("critical_args")
@@ -183,18 +182,27 @@ def _accepts(tool: McpTool) -> bool:
     return typer.confirm(f"accept {tool.name}?", default=False, err=True)
 
 
-def _lines(tool: McpTool) -> Iterator[str]:
-    """A tool for the person who reviews it. What the server says is quoted, its hints are called hints."""
+def described(tool: McpTool) -> Iterator[str]:
+    """A tool for the person who reviews it: everything that is pinned, and so all that a model may ever be told of it.
+
+    What the server says is quoted, its hints are called hints.
+    """
     yield f"{tool.name}  [{tool.state}]  {tool.digest}"
     if tool.difference:
         yield "  changed since review:"
         yield from (f"    {line}" for line in tool.difference.splitlines())
     definition = tool.definition or {}
-    yield "  the server says:"
-    yield from (f"    | {line}" for line in str(definition.get("description") or "(nothing)").splitlines())
+    yield f"  name: {json.dumps(definition.get('name'), ensure_ascii=False)}"
+    if not definition.get("description"):
+        yield "  no description: a model is told the title in its place, or else the name"
+    for field in ("title", "description"):
+        if definition.get(field):
+            yield f"  the server says, as {field}:"
+            yield from (f"    | {line}" for line in str(definition[field]).splitlines())
     yield f"  arguments: {json.dumps(definition.get('inputSchema'), ensure_ascii=False)}"
-    hints = {name: value for name, value in (definition.get("annotations") or {}).items() if name in _HINTS}
-    if hints:
-        yield f"  its hints, which promise nothing: {json.dumps(hints)}"
+    if definition.get("outputSchema") is not None:
+        yield f"  answer: {json.dumps(definition['outputSchema'], ensure_ascii=False)}"
+    if definition.get("annotations"):
+        yield f"  its hints, which promise nothing: {json.dumps(definition['annotations'], ensure_ascii=False)}"
     effect = (tool.reviewed or {}).get("effect")
     yield f"  effect: {effect or 'immediate, unless you say --effect ' + tool.tool + '=none'}"

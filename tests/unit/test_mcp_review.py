@@ -1,4 +1,4 @@
-"""A misspelt name in a review is refused: it would leave a tool less guarded than the reviewer thinks."""
+"""What a reviewer is shown of an MCP tool is all that a model can be told of it."""
 
 from __future__ import annotations
 
@@ -6,80 +6,54 @@ from typing import Any
 
 import pytest
 
-from controlplane.errors import ApiError
-from controlplane.tools.mcp_review import accepted, plain
+from controlplane.tools import mcp_review
 from controlplane.tools.mcp_servers import McpServer
 from controlplane.tools.mcp_spec import Acceptance, Definition, Listing, McpServerSpec
 from dataplane import tool_definitions
 from stockade.cli import mcp_tools
-from stockade.cli.exits import Exit, Refusal
-from stockade.cli.output import Format
-from stockade.client import models
+from stockade.client.models import McpTool
 
-ORDER = {"name": "order", "inputSchema": {"type": "object", "properties": {"item": {"type": "string"}}}}
-
-
-class Shop:
-    """A client that knows one server, and what was accepted of it."""
-
-    def __init__(self, state: str = "unreviewed") -> None:
-        tool = {"name": "shop.order", "tool": "order", "state": state, "digest": "sha256:1", "definition": ORDER}
-        self.server = models.McpServer.model_validate(
-            {"name": "shop", "listed_at": "2026-01-01T00:00:00Z", "tools": [tool]}
-        )
-        self.accepted: list[dict[str, Any]] = []
-
-    def mcp_server(self, _name: str) -> models.McpServer:
-        return self.server
-
-    def review_mcp_server(self, _name: str, accepted: list[dict[str, Any]]) -> None:
-        self.accepted += accepted
+FULL: dict[str, Any] = {
+    "name": "add",
+    "title": "the-title",
+    "description": "the-description\nof two lines",
+    "inputSchema": {"type": "object", "description": "in-the-input"},
+    "outputSchema": {"type": "object", "description": "in-the-output"},
+    "annotations": {"readOnlyHint": True, "title": "in-the-annotations"},
+}
 
 
-def review(shop: Shop, monkeypatch: pytest.MonkeyPatch, **flags: list[str]) -> int:
-    monkeypatch.setattr(mcp_tools, "listed", lambda _client, _name: shop.server)
-    given: dict[str, Any] = {"only": [], "effects": [], "critical": [], **flags}
-    return mcp_tools.review(shop, "shop", yes=True, form=Format.TABLE, **given)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    "flags",
-    [{"only": ["ordr"]}, {"effects": ["ordr=none"]}, {"critical": ["ordr=item"]}],
-    ids=lambda one: next(iter(one)),
-)
-def test_a_tool_that_is_not_offered_is_refused_before_anything_is_accepted(
-    flags: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shop = Shop()
-    with pytest.raises(Refusal) as refused:
-        review(shop, monkeypatch, **flags)
-    assert (refused.value.code, refused.value.fix, shop.accepted) == (Exit.USAGE, "did you mean order?", [])
-
-
-def test_naming_a_reviewed_tool_decides_it_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    shop = Shop("reviewed")
-    assert review(shop, monkeypatch) == 0
-    assert shop.accepted == []
-    assert review(shop, monkeypatch, effects=["order=none"]) == 0
-    assert [one["effect"] for one in shop.accepted] == ["none"]
-
-
-@pytest.mark.parametrize(("argument", "hint"), [("itm", "did you mean 'item'?"), ("xyz", "it takes: item")])
-def test_a_critical_argument_that_the_tool_does_not_take_is_refused(argument: str, hint: str) -> None:
-    definition = Definition.model_validate(ORDER)
-    spec = McpServerSpec.model_validate({"process": {"command": ["server"]}})
-    server = McpServer(
-        tenant="t",
-        name="shop",
-        digest="d",
-        spec=spec,
-        created_ns=1,
-        offered=Listing(server="d", server_id="i", tools=[definition]),
-        offered_ns=1,
+def _server(definition: dict[str, Any]) -> McpServer:
+    return McpServer(
+        tenant="default",
+        name="calc",
+        digest="sha256:0",
+        spec=McpServerSpec.model_validate({"process": {"command": ["x"]}}),
+        created_ns=0,
+        offered=Listing(server="calc", server_id="x", tools=[Definition.model_validate(definition)]),
+        offered_ns=0,
     )
-    digest = tool_definitions.digest(plain(definition))
-    with pytest.raises(ApiError) as refused:
-        accepted(server, Acceptance(name="order", digest=digest, effect="immediate", critical_args=[argument]))
-    assert [one.hint for one in refused.value.errors] == [hint]
-    known = Acceptance(name="order", digest=digest, effect="immediate", critical_args=["item"])
-    assert accepted(server, known)[1].critical_args == ["item"]
+
+
+def _printed(definition: dict[str, Any]) -> str:
+    shown = mcp_review.shown(_server(definition), [])["tools"]
+    return "\n".join(line for one in shown for line in mcp_tools.described(McpTool.model_validate(one)))
+
+
+def test_everything_pinned_is_printed() -> None:
+    assert set(FULL) == set(tool_definitions.PINNED)
+    printed = _printed(FULL)
+    said = ("the-title", "the-description", "    | of two lines", "in-the-input", "in-the-output", "in-the-annotations")
+    for text in said:
+        assert text in printed
+    assert 'name: "add"' in printed
+
+
+@pytest.mark.parametrize("left_out", [{"description"}, {"description", "title"}])
+def test_what_stands_for_a_missing_description_was_shown(left_out: set[str]) -> None:
+    definition = {key: value for key, value in FULL.items() if key not in left_out}
+    acceptance = Acceptance(name="add", digest=tool_definitions.digest(definition))
+    _, accepted = mcp_review.accepted(_server(definition), acceptance)
+    printed = _printed(definition)
+    assert accepted.description in printed
+    assert "no description: a model is told the title" in printed
