@@ -16,6 +16,7 @@ from dataplane.data_roots import DataRoots
 from dataplane.egress import Lookup, system_lookup
 from dataplane.http_calls import Outcome, failed
 from dataplane.mcp.failures import McpFailed
+from dataplane.mcp.turns import RemoteTurns
 from dataplane.protocol import ArtifactRef, McpCall
 from dataplane.scrubbing import Scrubber
 from dataplane.sendable import Unsendable, encoded_bytes
@@ -44,6 +45,7 @@ class McpCalls:
         self._control_plane, self._drivers, self._roots, self._lookup = control_plane, drivers, roots, lookup
         self._wanted, self._loaded = anyio.Event(), anyio.Event()
         self._processes: StdioServers | None = None
+        self._turns = RemoteTurns()
 
     async def serve(self) -> None:
         """Own the servers' processes, from the first call on."""
@@ -104,4 +106,5 @@ class McpCalls:
             raise McpFailed("mcp_unavailable", "the call names neither a process nor an endpoint")
         from dataplane.mcp import remote
 
-        return await remote.perform(call.endpoint, act, call.timeout_seconds, self._lookup)
+        async with self._turns.turn(call.server_id, call.timeout_seconds):
+            return await remote.perform(call.endpoint, act, call.timeout_seconds, self._lookup)

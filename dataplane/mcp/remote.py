@@ -16,7 +16,7 @@ from mcp.shared.message import SessionMessage
 from dataplane.egress import EgressRefused, Lookup, check
 from dataplane.mcp.conversation import Conversation, Streams, connected, meaning
 from dataplane.mcp.failures import McpFailed
-from dataplane.mcp.guard import MESSAGE_BYTES_MOST, UNREAD_MOST, Guard, GuardedWriter, Heard
+from dataplane.mcp.guard import MESSAGE_BYTES_MOST, UNREAD_MOST, VALUES_MOST, Guard, GuardedWriter, Heard, values_most
 from dataplane.protocol import McpEndpoint
 from dataplane.scrubbing import Scrubber
 
@@ -24,6 +24,10 @@ T = TypeVar("T")
 CONNECTION_BYTES_MOST = 3 * MESSAGE_BYTES_MOST
 """All that one connection may bring: the list of tools, one answer, and what surrounds them."""
 _OWN_HEADERS = frozenset({"host", "connection", "content-length", "transfer-encoding", "accept", "accept-encoding"})
+
+
+_ENCODINGS = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
+"""In any other an event could hold values that nobody counted."""
 
 
 class _CheckedTransport(httpx2.AsyncBaseTransport):
@@ -42,6 +46,9 @@ class _CheckedTransport(httpx2.AsyncBaseTransport):
                 raise McpFailed("mcp_error", f"HTTP {response.status_code}: redirects are not followed")
             if response.headers.get("content-encoding", "identity") != "identity":
                 raise McpFailed("mcp_garbage", "the server compresses, which nobody asked it to")
+            encoding = (response.charset_encoding or "utf-8").lower()
+            if encoding not in _ENCODINGS and "event-stream" in response.headers.get("content-type", "").lower():
+                raise McpFailed("mcp_garbage", f"the server sends {encoding[:40]!r}; MCP is UTF-8")
         except EgressRefused as refused:
             raise self._fail(McpFailed("egress_refused", self._remedy(refused))) from refused
         except McpFailed as failure:
@@ -97,6 +104,11 @@ class _CheckedTransport(httpx2.AsyncBaseTransport):
         if self.left < 0:
             raise self._fail(McpFailed("mcp_flood", f"the server sent more than {CONNECTION_BYTES_MOST} bytes"))
 
+    def count_values(self, values: int) -> None:
+        """Raises once one answer, a body or a stream of events, holds too many to be parsed."""
+        if values > VALUES_MOST:
+            raise self._fail(McpFailed("mcp_flood", f"one answer of the server holds more than {VALUES_MOST} values"))
+
     async def aclose(self) -> None:
         await self._inner.aclose()
 
@@ -106,8 +118,11 @@ class _Counted(httpx2.AsyncByteStream):
         self._inner, self._transport = inner, transport
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        values = 0
         async for piece in self._inner:
             self._transport.count(len(piece))
+            values += values_most(piece)
+            self._transport.count_values(values)
             yield piece
 
     async def aclose(self) -> None:

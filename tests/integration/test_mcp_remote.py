@@ -246,6 +246,26 @@ async def large(request: web.Request) -> web.StreamResponse:
     return response
 
 
+def _many(asked: Any) -> bytes:
+    return b'{"jsonrpc":"2.0","id":%d,"result":{"tools":[' % asked.get("id", 0) + b"[]," * 300_000 + b"[]]}}"
+
+
+async def many(request: web.Request) -> web.StreamResponse:
+    return web.Response(body=_many(await request.json()), content_type="application/json")
+
+
+async def many_in_an_event(request: web.Request) -> web.StreamResponse:
+    body = b"event: message\ndata: " + _many(await request.json()) + b"\n\n"
+    return web.Response(body=body, content_type="text/event-stream")
+
+
+async def many_in_another_encoding(request: web.Request) -> web.StreamResponse:
+    hidden = _many(await request.json()).replace(b"[", b"+AFs-").replace(b",", b"+ACw-")
+    return web.Response(
+        body=b"event: message\ndata: " + hidden + b"\n\n", headers={"Content-Type": "text/event-stream; charset=utf-7"}
+    )
+
+
 async def garbage(request: web.Request) -> web.StreamResponse:
     return web.Response(text="<html>", content_type="text/html")
 
@@ -270,6 +290,9 @@ async def echo_secret(request: web.Request) -> web.StreamResponse:
         (flood, {"mcp_flood", "mcp_exited"}),
         (storm, {"mcp_flood"}),
         (large, {"mcp_flood"}),
+        (many, {"mcp_flood"}),
+        (many_in_an_event, {"mcp_flood"}),
+        (many_in_another_encoding, {"mcp_garbage"}),
         (garbage, {"mcp_error", "mcp_garbage", "mcp_exited"}),
         (nonsense, {"mcp_garbage"}),
         (redirect, {"mcp_error"}),
