@@ -6,15 +6,18 @@ differently the second time (DNS rebinding) is judged a second time.
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import socket
 from collections.abc import Awaitable, Callable
 
 from aiohttp.abc import AbstractResolver, ResolveResult
+from anyio.lowlevel import RunVar
+
+from dataplane.lookups import SystemLookups
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Lookup = Callable[[str], Awaitable[list[str]]]
+_LOOKUPS: RunVar[SystemLookups] = RunVar("lookups")
 
 _METADATA = frozenset(
     ipaddress.ip_address(text) for text in ("169.254.169.254", "100.100.100.200", "fd00:ec2::254", "168.63.129.16")
@@ -89,9 +92,13 @@ def check_literal(host: str, *, private_allowed: bool, loopback_only: bool = Fal
 
 
 async def system_lookup(host: str) -> list[str]:
-    """Every address the system's resolver gives."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
+    """Every address the system's resolver gives, asked in threads that nothing else needs."""
+    try:
+        lookups = _LOOKUPS.get()
+    except LookupError:
+        lookups = SystemLookups()
+        _LOOKUPS.set(lookups)
+    return await lookups.addresses(host)
 
 
 class CheckedResolver(AbstractResolver):

@@ -26,6 +26,7 @@ from dataplane.forwarder.flow_log import FLOWS_MOST, FlowLog
 from dataplane.forwarder.refusals import TLS_ACCESS_DENIED, Code, Refused
 from dataplane.forwarder.request import ProxyRequest
 from dataplane.leases import Lease
+from dataplane.lookups import FewLookups
 from dataplane.protocol import NetworkHost
 
 log = structlog.get_logger("stockade.node")
@@ -69,7 +70,7 @@ class Forwarder:
         self, attempt: Attempt, *, lease: Lease, flows: FlowLog, lookup: Lookup, caps: Caps | None = None
     ) -> None:
         code = attempt.assignment.code
-        self._attempt, self._lease, self._flows, self._lookup = attempt, lease, flows, lookup
+        self._attempt, self._lease, self._flows, self._lookup = attempt, lease, flows, FewLookups(lookup)
         self._granted: Mapping[tuple[str, int], NetworkHost] = {
             (one.host, one.port): one for one in (code.network if code is not None else ())
         }

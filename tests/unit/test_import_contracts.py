@@ -13,6 +13,7 @@ ALLOWED = {
     "tunnel": "both ends of a tunnel speak the same frames",
     "serving.tokens": "signed here, checked there",
     "egress": "one judgement of addresses",
+    "lookups": "egress asks it for names",
     "tool_definitions": "one digest of what a person reviewed",
     "config": "is_loopback",
 }
