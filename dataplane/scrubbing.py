@@ -55,6 +55,18 @@ class Scrubber:
         """A JSON value with every string, key and number masked. Below ``LEVELS_MOST`` levels everything is masked."""
         return self._walk(value, 0) if self._texts else value
 
+    def unsure(self, text: str) -> int:
+        """How many characters at the end of ``text`` could be the beginning of a secret, itself or encoded whole."""
+        lower = text.translate(_LOWER)
+        most = 0
+        for forms, end in ((self._texts, text), (self._hexadecimal, lower)):
+            for form in forms:
+                for length in range(min(len(form) - 1, len(end)), most, -1):
+                    if end.endswith(form[:length]):
+                        most = length
+                        break
+        return most
+
     def _walk(self, value: Any, depth: int) -> Any:
         if isinstance(value, str):
             return self.text(value)

@@ -23,8 +23,10 @@ from controlplane.authorization.testing import StaticEngine
 from controlplane.authorization.values import EntryPoint, PolicyUnavailable
 from controlplane.config import Settings
 from controlplane.inference.gateway.assembly import LocalGateway, local_gateway
+from controlplane.inference.gateway.authority import Admission
 from controlplane.inference.gateway.metering import Meter
 from controlplane.inference.gateway.questions import IMPLEMENTED
+from controlplane.inference.gateway.requests import Operation, read
 from controlplane.inference.testing import FixedReplicas
 from controlplane.inference.values import ModelCall, ModelFailed, Replica
 from controlplane.nodes.dialing import NodeUnreachable
@@ -292,6 +294,29 @@ async def test_a_missing_secret_is_named_and_its_value_is_never(
     assert (await on.models.complete(call())).replica == "a"
 
 
+@pytest.mark.parametrize("status", [200, 400, 500])
+async def test_a_server_that_sends_its_key_back_tells_nobody(
+    tmp_path: Path, stack: AsyncExitStack, status: int
+) -> None:
+    def echo(request: web.Request) -> web.Response:
+        said = f"{'x' * 480} {request.headers['Authorization']}"
+        message = {"role": "assistant", "content": said}
+        answer = {"choices": [{"message": message}]} if status == 200 else {"error": {"message": said}}
+        return web.json_response(answer, status=status)
+
+    url = await stack.enter_async_context(answering(echo))
+    on = await stage(tmp_path, {"small": [served("a", url, secret="models-key")]}, stack)
+    await on.services.secrets.put("default", "models-key", "canary-canary")
+    if status == 200:
+        said = str((await on.models.complete(call())).message)
+    else:
+        with pytest.raises(ModelFailed) as failed:
+            await on.models.complete(call())
+        said = str(failed.value)
+    assert "Bearer ***" in said
+    assert "canary" not in said
+
+
 async def test_an_answer_put_together_of_a_stream_is_the_same(
     tmp_path: Path, llama: LlamaServer, stack: AsyncExitStack
 ) -> None:
@@ -311,3 +336,29 @@ async def test_a_call_nobody_waits_for_ends_at_the_server(
     with pytest.raises(ModelFailed):
         await on.models.complete(replace(call(max_tokens=1500, ignore_eos=True), deadline_seconds=1.0))
     await anyio.to_thread.run_sync(wait_for, lambda: llama.busy_slots() == 0, "the server ending it", 10)
+
+
+async def test_a_stream_that_ends_in_the_middle_of_a_key_loses_nothing(tmp_path: Path, stack: AsyncExitStack) -> None:
+    pieces = ["Bearer can", "ary-can", "ary; a can"]
+    events = [json.dumps({"choices": [{"index": 0, "delta": {"content": piece}}]}) for piece in pieces]
+    text = "".join(f"data: {event}\n\n" for event in [*events, "[DONE]"])
+    url = await stack.enter_async_context(answering(lambda request: web.Response(text=text)))
+    on = await stage(tmp_path, {"small": [served("a", url, secret="models-key")]}, stack)
+    await on.services.secrets.put("default", "models-key", "canary-canary")
+    admission = Admission(
+        tenant="default",
+        principal="key_1",
+        decision="d",
+        deployments=("small",),
+        replicas=on.replicas.known.__getitem__,
+    )
+    asked = read(Operation.CHAT, json.dumps({**call().body, "model": "small", "stream": True}).encode())
+    exchange = await on.gateway.routes.performer.perform(admission, asked, deadline_seconds=60, waits=False)
+    try:
+        seen = []
+        while (chunk := await exchange.next()) is not None:
+            seen.append(chunk["choices"][0]["delta"]["content"])
+    finally:
+        exchange.close()
+    assert exchange.is_complete
+    assert "".join(seen) == "Bearer ***; a can"

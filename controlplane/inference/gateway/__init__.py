@@ -8,6 +8,7 @@ performing.py    routes, fails over before the first token, passes answers on
 routing.py       least outstanding, the prefix's holder first; admission
 prefixes.py      who was sent which beginnings of prompts
 upstream.py      the port to model servers, and its adapter over HTTP
+masking.py       the key of an external server, taken out of what it sends back
 reading.py       answers of servers, which are hostile: bounded, and rebuilt from what is known
 gathering.py     a stream made into one answer
 metering.py      tokens by principal, run and model

@@ -18,6 +18,7 @@ import structlog
 from controlplane.inference.gateway import questions, reading
 from controlplane.inference.gateway.authority import Admission, Authority
 from controlplane.inference.gateway.gathering import Gathered
+from controlplane.inference.gateway.masking import Masking
 from controlplane.inference.gateway.metering import Usage
 from controlplane.inference.gateway.prefixes import chain
 from controlplane.inference.gateway.reading import BadAnswer
@@ -46,6 +47,7 @@ class Exchange:
         operation: Operation,
         ticket: Ticket,
         answer: UpstreamAnswer,
+        masking: Masking,
         begun: float,
     ) -> None:
         self._performer = performer
@@ -64,15 +66,17 @@ class Exchange:
         """The answer, when it was not asked for as a stream."""
         self._first: dict[str, Any] | None = None
         self._events: reading.Events | None = None
+        self._masking = masking
 
     @property
     def seconds(self) -> float:
         """Since the call was sent."""
         return time.monotonic() - self._begun
 
-    def seen(self, answer: dict[str, Any]) -> dict[str, Any]:
+    async def seen(self, answer: dict[str, Any], *, is_chunk: bool = True) -> dict[str, Any]:
         """An answer or a chunk as it goes on to the caller. Raises: BadAnswer."""
-        kept = reading.rebuilt(answer, self.deployment, self._operation)
+        masked = await self._masking.answer(answer, is_chunk=is_chunk)
+        kept = reading.rebuilt(masked, self.deployment, self._operation)
         self.usage = reading.usage(answer) or self.usage
         self.chunks_seen += 1
         return kept
@@ -82,7 +86,7 @@ class Exchange:
         first = await events.next()
         if first is None:
             raise BadAnswer("its stream is empty")
-        self._first, self._events = self.seen(first), events
+        self._first, self._events = await self.seen(first), events
 
     async def next(self) -> dict[str, Any] | None:
         """The stream's next chunk, None after the last. Raises: BadAnswer, Unreachable."""
@@ -90,16 +94,21 @@ class Exchange:
         if first is not None:
             return first
         event = None if self._events is None else await self._events.next()
-        if event is None:
-            self.is_complete = True
-            return None
-        return self.seen(event)
+        if event is not None:
+            return await self.seen(event)
+        self._events = None
+        if (rest := self._masking.rest()) is not None:
+            return reading.rebuilt(rest, self.deployment, self._operation)
+        self.is_complete = True
+        return None
 
     async def gather(self, events: reading.Events, kind: str) -> None:
         """Take the whole stream as one answer. Raises: BadAnswer, Unreachable."""
         gathered = Gathered(kind)
         while (event := await events.next()) is not None:
-            gathered.add(self.seen(event))
+            gathered.add(await self.seen(event))
+        if (rest := self._masking.rest()) is not None:
+            gathered.add(reading.rebuilt(rest, self.deployment, self._operation))
         self.whole, self.is_complete = gathered.whole(), True
         await self.drain()
 
@@ -251,16 +260,17 @@ class Performer:
                 _body(admission, request, replica),
                 idle_seconds=min(idle_seconds, STREAM_IDLE_SECONDS) if request.is_stream else idle_seconds,
             )
+            masking = Masking(answer.key)
             if answer.status != 200:
-                await _refused(answer, deployment)
-            exchange = Exchange(self, admission, deployment, request.operation, ticket, answer, begun)
+                await _refused(answer, masking, deployment)
+            exchange = Exchange(self, admission, deployment, request.operation, ticket, answer, masking, begun)
             if request.is_stream:
-                await exchange.begin(reading.Events(answer.read))
+                await exchange.begin(reading.Events(answer.read, masking.error))
                 return exchange
             if _is_gathered(request, replica):
-                await exchange.gather(reading.Events(answer.read), _KINDS[request.operation])
+                await exchange.gather(reading.Events(answer.read, masking.error), _KINDS[request.operation])
             else:
-                exchange.whole = exchange.seen(await reading.whole(answer.read))
+                exchange.whole = await exchange.seen(await reading.whole(answer.read), is_chunk=False)
                 exchange.is_complete = True
             _as_asked(exchange.whole, request)
             return exchange
@@ -303,14 +313,14 @@ def _body(admission: Admission, request: ModelRequest, replica: Replica) -> byte
     return reading.encode(body)
 
 
-async def _refused(answer: UpstreamAnswer, deployment: str) -> None:
+async def _refused(answer: UpstreamAnswer, masking: Masking, deployment: str) -> None:
     """Raises what another status than 200 means: the caller's mistake, no place, or the server's failure."""
     status = answer.status
     if status == 429:
         raise _Busy
     body = await reading.gathered(answer.read, ERROR_BYTES_MOST)
     try:
-        said = reading.said(reading.parsed(body))
+        said = reading.said(masking.error(reading.parsed(body)))
     except BadAnswer:
         said = ""
     if status in (400, 413, 422):

@@ -54,8 +54,10 @@ def parsed(text: bytes | bytearray) -> dict[str, Any]:
 class Events:
     """The objects of a server-sent event stream."""
 
-    def __init__(self, read: Read) -> None:
+    def __init__(self, read: Read, masked: Callable[[dict[str, Any]], dict[str, Any]] = dict) -> None:
+        """``masked`` takes out of an error what nobody may see."""
         self._read = read
+        self._masked = masked
         self._buffer = bytearray()
         self._at = 0
         self._data = bytearray()
@@ -70,7 +72,7 @@ class Events:
                 if line.startswith(b"data:"):
                     self._data += line[5:].strip()
                 elif line.startswith(b"error:"):
-                    raise BadAnswer(f"it failed: {said(parsed(line[6:]))}")
+                    raise BadAnswer(f"it failed: {said(self._masked(parsed(line[6:])))}")
                 elif not line and self._data:
                     data, self._data = self._data, bytearray()
                     return None if data == b"[DONE]" else parsed(data)

@@ -37,6 +37,10 @@ class UpstreamAnswer(Protocol):
     @property
     def retry_after(self) -> str | None: ...
 
+    @property
+    def key(self) -> str | None:
+        """What the server was called with, and may send back."""
+
     async def read(self) -> bytes:
         """The next bytes of the body; none at its end. Raises: Unreachable."""
 
@@ -57,8 +61,9 @@ class Upstream(Protocol):
 class HttpAnswer:
     """An aiohttp response as ``UpstreamAnswer``."""
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, key: str | None = None) -> None:
         self._response = response
+        self.key = key
 
     @property
     def status(self) -> int:
@@ -115,7 +120,7 @@ class ExternalServers:
             raise Unreachable(f"its address may not be reached: {refused}") from None
         except (aiohttp.ClientError, TimeoutError, OSError, ssl.SSLError, ValueError) as error:
             raise Unreachable(f"it cannot be reached ({type(error).__name__})") from None
-        return HttpAnswer(response)
+        return HttpAnswer(response, key)
 
     async def close(self) -> None:
         """End all connections."""
