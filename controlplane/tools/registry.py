@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import structlog
 from sqlmodel import select
 
 from controlplane.errors import ApiError, conflict, field_problem, invalid_tool, not_found
@@ -32,6 +33,7 @@ from controlplane.workflows.problem_values import Problem
 from dataplane.protocol import HttpCall
 
 __all__ = ["ArgumentsRefused", "Destination", "Tool", "ToolRegistry", "check_args", "check_output", "match"]
+log = structlog.get_logger(__name__)
 _BUILTIN_PREFIX = "builtin."
 
 
@@ -79,10 +81,14 @@ class ToolRegistry:
         self.servers = McpServers(store, journal)
 
     async def load(self) -> None:
-        """Read the table."""
+        """Read the table. A tool that an earlier version took and this one refuses is absent, and the log says why."""
         rows = await self._store.read(lambda session: session.exec(select(ToolRow)).all())
         for row in rows:
-            self._tools[row.tenant, row.name] = _stored(row.name, json.loads(row.spec), row.created_ns)
+            try:
+                self._tools[row.tenant, row.name] = _stored(row.name, json.loads(row.spec), row.created_ns)
+            except ApiError as refused:
+                why = [f"{one.pointer}: {one.message}" for one in refused.errors]
+                log.error("a stored tool is refused and left out", tool=row.name, why=why)
         await self.servers.load()
 
     def get(self, tenant: str, name: str) -> Tool | None:
