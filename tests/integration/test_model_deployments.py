@@ -195,7 +195,8 @@ def test_without_a_node_it_waits_and_says_why(client: TestClient) -> None:
     assert "2 of 2 replicas wait: no node has joined" in conditions["Placed"]["message"]
     assert conditions["Placed"]["fix"] == "stockade node join-token"
     assert (conditions["Available"]["status"], shown["status"]["ready"]) == (False, 0)
-    assert client.get("/v1/model-deployments/small/logs").status_code == 404
+    no_log = client.get("/v1/model-deployments/small/logs")
+    assert (no_log.status_code, "no replica now" in no_log.json()["detail"]) == (409, True)
 
 
 @pytest.mark.parametrize("body", [EXTERNAL, NODE])
