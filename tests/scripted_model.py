@@ -11,11 +11,10 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Self
+from typing import Any
 
-HOST = "127.0.0.1"
-HOLD_SECONDS = 120.0
+from tests.loopback_server import HOLD_SECONDS, LoopbackHandler, LoopbackServer
+
 NAME = "scripted"
 
 
@@ -68,7 +67,7 @@ class Say:
 Script = Callable[[Asked], Say]
 
 
-class ScriptedModel:
+class ScriptedModel(LoopbackServer):
     """Answers ``POST /v1/chat/completions`` as ``script`` says, ``GET /v1/models`` with one model, ``GET /health``.
 
     What ``hold`` picks is answered only after ``release``.
@@ -81,13 +80,9 @@ class ScriptedModel:
         self._lock = threading.Lock()
         self._came = threading.Condition(self._lock)
         self._hold: Callable[[Asked], bool] = lambda _asked: False
-        self._release = threading.Event()
         server = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            wbufsize = -1
-
+        class Handler(LoopbackHandler):
             def do_GET(self) -> None:
                 listed = {"object": "list", "data": [{"id": NAME, "object": "model", "owned_by": "tests"}]}
                 self._send(200, listed if self.path.endswith("/models") else {"status": "ok"}, {})
@@ -132,23 +127,7 @@ class ScriptedModel:
                     server.aborted += 1
                     self.close_connection = True
 
-            def handle_one_request(self) -> None:
-                try:
-                    super().handle_one_request()
-                except OSError:
-                    self.close_connection = True
-
-            def log_message(self, *_: object) -> None:
-                """Nothing: the requests are the log."""
-
-        self._server = ThreadingHTTPServer((HOST, 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever)
-
-    @property
-    def authority(self) -> str:
-        """``host:port``."""
-        return f"{HOST}:{self._server.server_address[1]}"
+        super().__init__(Handler)
 
     @property
     def url(self) -> str:
@@ -170,10 +149,6 @@ class ScriptedModel:
         """Answer requests for which ``when`` holds only after ``release``."""
         self._hold = when
 
-    def release(self) -> None:
-        """Answer what is held."""
-        self._release.set()
-
     def _answer(self, asked: Asked) -> Say:
         with self._came:
             self._asked.append(asked)
@@ -181,16 +156,6 @@ class ScriptedModel:
         if self._hold(asked):
             self._release.wait(HOLD_SECONDS)
         return self.script(asked)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
 
 
 def _usage(say: Say) -> dict[str, int]:

@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
+from controlplane.runs.bounds import LEVELS_MOST
 from controlplane.workflows.problem_values import child
 
 COST_MOST = 10_000
 """Subschemas that may be applied to one value."""
-LEVELS_MOST = 100
-"""Levels of nesting of what a node sends: as in ``dataplane.sendable``, which the control plane does not import."""
 _STEPS_MOST = 300
 _SAME = {"not", "if", "then", "else"}
 _SAME_LISTS = {"allOf", "anyOf", "oneOf"}

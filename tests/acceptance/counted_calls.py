@@ -8,13 +8,11 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-HOST = "127.0.0.1"
-HOLD_SECONDS = 120.0
+from tests.loopback_server import HOLD_SECONDS, HOST, LoopbackHandler, LoopbackServer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +24,7 @@ class Performed:
     at: float
 
 
-class CallService:
+class CallService(LoopbackServer):
     """``GET /ok/ID?after=N`` answers ``{"id": ID, "after": N, "nth": how often so far}``, or 400 if ID has ``bad``.
 
     It answers what ``hold`` picks only after ``release``.
@@ -37,13 +35,9 @@ class CallService:
         self._counts: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._hold: Callable[[str, int], bool] = lambda _id, _nth: False
-        self._release = threading.Event()
         service = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            wbufsize = -1  # head and body in one segment: nobody waits for a delayed acknowledgement
-
+        class Handler(LoopbackHandler):
             def do_GET(self) -> None:
                 status, answer = service._perform(self.path, self.headers.get("Idempotency-Key", ""))
                 content = json.dumps(answer).encode()
@@ -56,28 +50,12 @@ class CallService:
                 except OSError:  # whoever asked was killed
                     self.close_connection = True
 
-            def handle_one_request(self) -> None:
-                try:
-                    super().handle_one_request()
-                except OSError:
-                    self.close_connection = True
-
-            def log_message(self, *_: object) -> None:
-                """Nothing: the calls are the log."""
-
-        self._server = ThreadingHTTPServer((HOST, 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever)
-
-    @property
-    def authority(self) -> str:
-        """``host:port``."""
-        return f"{HOST}:{self._server.server_address[1]}"
+        super().__init__(Handler)
 
     def settings(self, folder: Path) -> dict[str, str]:
         """What lets a control plane's tools call it; ``folder`` is made for the policy data that grants it."""
         folder.mkdir()
-        granted = {"egress": {HOST: [self._server.server_address[1]]}}
+        granted = {"egress": {HOST: [self.port]}}
         (folder / "data.json").write_text(json.dumps({"tenants": {"default": granted}}))
         return {"STOCKADE_POLICY_DIR": str(folder), "STOCKADE_PRIVATE_HOSTS": json.dumps([self.authority])}
 
@@ -95,10 +73,6 @@ class CallService:
     def hold(self, when: Callable[[str, int], bool]) -> None:
         """Answer calls for whose id and number ``when`` holds only after ``release``."""
         self._hold = when
-
-    def release(self) -> None:
-        """Answer what is held."""
-        self._release.set()
 
     def calls(self, prefix: str = "") -> dict[str, list[Performed]]:
         """All calls so far of ids that begin so, by id, in order."""
@@ -121,13 +95,3 @@ class CallService:
         if "bad" in id:
             return 400, {"why": "it asked for it"}
         return 200, {"id": id, "after": int(after[0]) if after else None, "nth": nth}
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()

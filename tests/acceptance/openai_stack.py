@@ -15,6 +15,14 @@ from tests.acceptance.cluster import Cluster
 from tests.llama_server import LlamaServer
 
 HELLO: Any = [{"role": "user", "content": "Say hello."}]
+WEATHER: Any = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "The weather of a city.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
 
 
 class ScriptedServer:

@@ -53,17 +53,19 @@ def servers(up: Standalone) -> list[psutil.Process]:
 @contextmanager
 def opa_down(up: Standalone, how: signal.Signals) -> Iterator[None]:
     """Kill or stop OPA, and every one that replaces it, for as long as the context lasts."""
-    over = threading.Event()
+    struck, over = threading.Event(), threading.Event()
 
     def work() -> None:
         while not over.is_set():
             for one in servers(up):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     one.send_signal(how)
+            struck.set()
             over.wait(0.005)
 
     thread = threading.Thread(target=work)
     thread.start()
+    struck.wait()  # the server of this moment is gone
     try:
         yield
     finally:
@@ -91,7 +93,6 @@ def test_while_opa_is_down_nothing_executes_and_the_step_goes_on_later(
     with with_opa(tmp_path, image_cache) as up, client_of(up) as client:
         run = client.submit(PARKS)
         with opa_down(up, how):
-            time.sleep(0.1)  # the server of this moment is gone
             assert min(refused_in(up) for _ in range(ASKED)) < PROMISED_SECONDS + SLACK_SECONDS
             wait_for(
                 lambda: ("work", "waiting") in [(s.path, s.status) for s in client.steps(run.id)], "the step parking"

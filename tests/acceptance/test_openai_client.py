@@ -12,17 +12,9 @@ from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel
 
 from tests.acceptance.cluster import wait_for
-from tests.acceptance.openai_stack import HELLO, ScriptedServer, Stack, running, said
+from tests.acceptance.openai_stack import HELLO, WEATHER, ScriptedServer, Stack, running, said
 from tests.llama_server import LlamaServer
 
-WEATHER: Any = {
-    "type": "function",
-    "function": {
-        "name": "weather",
-        "description": "The weather of a city.",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-    },
-}
 SCHEMA = {
     "type": "object",
     "properties": {"colour": {"enum": ["red", "green"]}},
