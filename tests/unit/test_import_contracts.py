@@ -14,6 +14,7 @@ ALLOWED = {
     "serving.tokens": "signed here, checked there",
     "egress": "one judgement of addresses",
     "lookups": "egress asks it for names",
+    "scrubbing": "both send secrets out: one way to find them in what comes back; pure, standard library only",
     "tool_definitions": "one digest of what a person reviewed",
     "config": "is_loopback",
 }
